@@ -1,0 +1,1 @@
+"""The services that the README and ``redis-bus demo`` show."""

