@@ -28,7 +28,7 @@ class Cancelled(BusError):
 
 
 class ConnectionLost(BusError, ConnectionError):
-    """Redis cannot be reached, or the connection was cut where it is unknown whether the call ran."""
+    """Redis cannot be reached, or was cut off where it is unknown whether the call ran."""
 
 
 class SerializationError(BusError, TypeError):
@@ -63,7 +63,7 @@ class RemoteError(BusError):
 
 
 class RemoteTraceback(Exception):
-    """The ``__cause__`` of an exception raised by a remote method: the callee's traceback, as text."""
+    """The ``__cause__`` of an exception of a remote method: the callee's traceback, as text."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)

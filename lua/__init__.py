@@ -1,0 +1,1 @@
+"""The server side of the bus: one Lua script a step; `redis_bus.scripts` reads them."""

@@ -1,0 +1,47 @@
+-- admit: decide whether a claimed job that may share its flight still has to run, being late.
+--
+-- KEYS  running, reply, meta, cache, flight
+-- ARGV  job, method, generation (of the job), deadline (0: none), lease, keep (all ms)
+--
+-- Returns 'run', or, with the claim released: 'dropped' (nobody waits), 'moved' (another job
+-- flies for the key: the waiters are told to wait for that one), 'answered' (from the cache).
+-- A flight lasts a bounded time in the queue, so that a lost queue never blocks a key; a job
+-- taken after that has to look what became of its key. Sent twice, it says the same or 'run'.
+-- include: clock
+-- include: meta
+-- include: entry
+-- include: read_flight
+-- include: write_flight
+-- include: reply
+local running, reply, meta, cache, flight = unpack(KEYS)
+local job, method, own, deadline, lease, keep = unpack(ARGV)
+deadline = tonumber(deadline)
+local late = deadline > 0 and now_ms() > deadline
+
+local _, _, generation = parse_meta(redis.call('HGET', meta, method))
+local leader, flown, shared = read_flight(flight)
+if leader == job and not (late and shared == '0') then
+  redis.call('PEXPIRE', flight, lease)
+  return 'run'
+end
+if leader == job then
+  redis.call('DEL', flight)
+  redis.call('HDEL', running, job)
+  return 'dropped'
+end
+if leader and flown == generation then
+  write_flight(flight, leader, flown, 1, 'KEEPTTL')
+  put_reply(reply, 'm' .. leader, keep)
+  redis.call('HDEL', running, job)
+  return 'moved'
+end
+local entry, _, start = live_entry(cache, generation)
+if entry then
+  put_reply(reply, string.sub(entry, start), keep)
+  redis.call('HDEL', running, job)
+  return 'answered'
+end
+if own == generation then
+  write_flight(flight, job, generation, 1, 'PX', lease)
+end
+return 'run'

@@ -1,0 +1,27 @@
+-- cancel: withdraw a job that no worker has taken yet.
+--
+-- KEYS  pending, reply
+--       flight   only where the job has a cache key
+-- ARGV  job, outcome (that it was cancelled), keep (ms that the outcome is kept)
+--
+-- Returns 'cancelled', 'late' (taken, finished, cancelled before or not to be cancelled), or
+-- 'shared' (others wait for it). Its queue entry stays until `take` passes over it.
+-- Sent twice, the second answers 'late'.
+-- include: read_flight
+-- include: reply
+local pending, reply, flight = unpack(KEYS)
+local job, outcome, keep = unpack(ARGV)
+
+if redis.call('HEXISTS', pending, job) == 0 then
+  return 'late'
+end
+local leader, _, shared = read_flight(flight)
+if leader == job and shared == '1' then
+  return 'shared'
+end
+if leader == job then
+  redis.call('DEL', flight)
+end
+redis.call('HDEL', pending, job)
+put_reply(reply, outcome, keep)
+return 'cancelled'

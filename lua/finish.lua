@@ -1,0 +1,71 @@
+-- finish: reply to every waiter, and store the value only if it is still valid; in one step.
+--
+-- KEYS  running, reply, stats
+--       meta, cache, flight   only where the job has a cache key
+-- ARGV  job, outcome, and:
+--   keep      how long the outcome is kept for those who joined, or may have
+--   alone     how long it is kept where nobody joined, and at the most until `deadline`;
+--             0: nobody reads it
+--   deadline  when the caller gives up; 0: unknown
+--   spent     us that the function ran
+--   method, generation   of the job
+--   expire    how long the value is served; -1: for ever; 0: it is not stored
+--   stale     how long after that it is served while it is refreshed
+--
+-- Returns 'done', or 'fenced' where this worker's claim does not stand any more: then nothing
+-- happens. An outcome beginning with 'e' is an error and is never stored. Times are in ms.
+-- Sent twice, the second is fenced.
+-- include: clock
+-- include: meta
+-- include: read_flight
+-- include: reply
+local running, reply, stats, meta, cache, flight = unpack(KEYS)
+local job, outcome, keep, alone, deadline, spent, method, generation, expire, stale = unpack(ARGV)
+alone, deadline = tonumber(alone), tonumber(deadline)
+
+if redis.call('HDEL', running, job) == 0 then
+  return 'fenced'
+end
+redis.call('HINCRBY', stats, 'runs', 1)
+redis.call('HINCRBY', stats, 'run_us', spent)
+local failed = string.sub(outcome, 1, 1) == 'e'
+if failed then
+  redis.call('HINCRBY', stats, 'errors', 1)
+end
+
+local function store()
+  local _, _, current = parse_meta(redis.call('HGET', meta, method))
+  expire, stale = tonumber(expire), tonumber(stale)
+  if failed or expire == 0 or current ~= generation then
+    return
+  end
+  if expire < 0 then
+    redis.call('SET', cache, generation .. ' 0\n' .. outcome)
+    return
+  end
+  local soft = stale > 0 and now_ms() + expire or 0
+  local entry = generation .. ' ' .. string.format('%.0f', soft) .. '\n' .. outcome
+  redis.call('SET', cache, entry, 'PX', expire + stale)
+end
+
+local joined = false
+if flight then
+  local leader, _, shared = read_flight(flight)
+  joined = leader ~= job or shared == '1'
+  if leader == job then
+    redis.call('DEL', flight)
+    store()
+  end
+end
+
+if joined then
+  put_reply(reply, outcome, keep)
+  return 'done'
+end
+if deadline > 0 then
+  alone = math.min(alone, deadline - now_ms())
+end
+if alone > 0 then
+  put_reply(reply, outcome, alone)
+end
+return 'done'

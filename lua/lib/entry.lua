@@ -1,0 +1,14 @@
+-- entry: a cached value, '<generation> <soft expiry in ms, 0: none>\n<outcome>'.
+-- Returns the entry under a key, its soft expiry and where its outcome begins; nil where there
+-- is none of this generation, or bytes that are not ours.
+local function live_entry(cache, generation)
+  local entry = cache and redis.call('GET', cache)
+  if not entry then
+    return nil
+  end
+  local _, last, written, soft = string.find(entry, '^(%d+) (%d+)\n')
+  if written ~= generation then
+    return nil
+  end
+  return entry, tonumber(soft), last + 1
+end

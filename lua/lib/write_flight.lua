@@ -1,0 +1,4 @@
+-- The other half of read_flight; what follows are options of SET.
+local function write_flight(flight, job, generation, shared, ...)
+  redis.call('SET', flight, job .. ' ' .. generation .. ' ' .. shared, ...)
+end

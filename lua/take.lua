@@ -1,0 +1,71 @@
+-- take: claim the next job of the methods that a worker serves.
+--
+-- KEYS[1]     running   hash of this worker's claimed jobs: job -> its queue entry
+-- KEYS[2]     pending   hash of the jobs that may be cancelled
+-- KEYS[3..n]  queue, wake, queue, wake, ...   one pair for each method, the preferred one first
+--
+-- Returns {method index, queue entry, now ms}, or nil when nothing waits. A method index of 0
+-- comes with bytes that are no job of ours, and the method's index behind them.
+-- Dropped on the way: cancelled jobs, and jobs past their deadline, which nobody waits for. One
+-- that may have been joined meanwhile (it has a cache key) is left for `admit` to judge.
+-- A worker sends this after it popped one wake token, of whichever method; so the first choice is
+-- a queue that waits without a token. Sent twice, it claims a second job.
+-- include: clock
+-- include: parse_job
+local running, pending = KEYS[1], KEYS[2]
+local now = now_ms()
+
+local function next_job(queue)
+  local entry = redis.call('LPOP', queue)
+  while entry do
+    local job, deadline, mode, size = parse_job(entry)
+    if not job then
+      return entry, nil
+    end
+    local late = deadline ~= '0' and now > tonumber(deadline) and size == '-'
+    local cancelled = mode == 'run' and redis.call('HDEL', pending, job) == 0
+    if not late and not cancelled then
+      return entry, job
+    end
+    entry = redis.call('LPOP', queue)
+  end
+end
+
+local function claim(index, token)
+  local queue, wake = KEYS[index], KEYS[index + 1]
+  local entry, job = next_job(queue)
+  if redis.call('EXISTS', queue) == 0 then
+    if token then
+      redis.call('DEL', wake)
+    end
+  elseif not token then
+    redis.call('RPUSH', wake, 1)
+  end
+  local method = (index - 1) / 2
+  if job then
+    redis.call('HSET', running, job, entry)
+    return {method, entry, now}
+  end
+  return entry and {0, entry, now, method}
+end
+
+local tokens = {}
+for index = 3, #KEYS, 2 do
+  if redis.call('EXISTS', KEYS[index]) == 1 then
+    if redis.call('EXISTS', KEYS[index + 1]) == 0 then
+      local job = claim(index, false)
+      if job then
+        return job
+      end
+    else
+      tokens[#tokens + 1] = index
+    end
+  end
+end
+for _, index in ipairs(tokens) do
+  local job = claim(index, true)
+  if job then
+    return job
+  end
+end
+return nil

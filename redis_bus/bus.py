@@ -1,0 +1,356 @@
+"""Bus: register functions, find those of others, call and serve them."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import os
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+import redis
+
+from . import codec, directory
+from .calls import Steps
+from .descriptor import Descriptor
+from .errors import BusError, ConnectionLost, ProtocolError
+from .method import Method
+from .protocol import check_bus_name, check_method_name, check_prefix
+from .registration import Registration, Settings
+from .result import AsyncResult, parse_id
+from .target import Target
+from .transport import Transport, connect
+from .worker import Worker
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+DEFAULT_URL = "redis://localhost:6379/0"
+DEFAULT_TIMEOUT = 30.0
+_BUS: Any = object()  # an argument that was not given: the bus's own setting counts
+
+
+class Bus:
+    """An inter-service bus on one Redis; buses with equal names share everything.
+
+    ``result_expire``: seconds that a result nobody has read is kept. ``cache_expire``: seconds
+    that cached values live, None: for ever, 0: not kept. ``prefix``: put in front of the names
+    of the functions registered here, which form one service. ``timeout``: seconds that a call
+    waits, None: for ever. ``serializer``: "msgpack", "json", "pickle" (only where you trust
+    every process on this Redis) or an object with ``dumps`` and ``loads``. ``conn`` is a
+    `redis.Redis`, else ``url``, REDIS_BUS_URL, REDIS_URL or redis://localhost:6379/0 counts;
+    ``redis_kwargs`` are handed to `redis.Redis`.
+
+    Making one does no I/O. Raises ValueError for names with characters other than
+    ``A-Z a-z 0-9 _ . -`` and for a URL that means nothing.
+    """
+
+    def __init__(
+        self,
+        name: str = "redis_bus",
+        conn: redis.Redis | None = None,
+        result_expire: float = 3600,
+        cache_expire: float | None = 86400,
+        prefix: str = "",
+        *,
+        url: str | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        serializer: str | codec.Serializer = "msgpack",
+        **redis_kwargs: Any,
+    ) -> None:
+        self.name = check_bus_name(name)
+        self.prefix = check_prefix(prefix)
+        self.result_expire = result_expire
+        self.cache_expire = cache_expire
+        self.timeout = timeout
+        self.serializer = codec.get_serializer(serializer)
+        self.conn = connect(url or default_url(), **redis_kwargs) if conn is None else conn
+        self._transport = Transport(self.conn)
+        self._registrations: dict[str, Registration] = {}
+        self._unpublished: set[str] = set()
+        self._methods: dict[str, Method[..., Any]] = {}
+        self._worker: Worker | None = None
+
+    # -- registering: local, without I/O ------------------------------------------------------
+
+    def register(
+        self,
+        name: str | None = None,
+        cache_key: str | bool | None = None,
+        *,
+        cache_expire: float | None = _BUS,
+        stale: float = 0,
+        idempotent: bool | None = None,
+        max_queue: int | None = None,
+        timeout: float | None = _BUS,
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Register the function below; it is returned unchanged and can still be called here.
+
+        ``name``: on the bus; without it, the bus's prefix and the function's name.
+        ``cache_key``: a format string over the arguments, such as ``'{a}/{b}'``, or True for all
+        of them: the results are cached under it. ``cache_expire``, ``timeout`` (s): instead of
+        the bus's. ``stale``: seconds past its expiry that a value is still served while one run
+        refreshes it. ``idempotent``: whether a call may run again after a fault; by default if
+        it is cached. ``max_queue``: jobs that may wait; more raise QueueFull at the caller.
+
+        Raises ValueError for settings or a template that cannot be.
+        """
+
+        def decorate(function: Callable[P, R]) -> Callable[P, R]:
+            self.register_method(
+                function,
+                name,
+                cache_key,
+                cache_expire=cache_expire,
+                stale=stale,
+                idempotent=idempotent,
+                max_queue=max_queue,
+                timeout=timeout,
+            )
+            return function
+
+        if callable(name):
+            raise TypeError("write @bus.register() with its parentheses")
+        return decorate
+
+    def register_method(
+        self,
+        function: Callable[P, R] | str,
+        name: str | None = None,
+        cache_key: str | bool | None = None,
+        *,
+        cache_expire: float | None = _BUS,
+        stale: float = 0,
+        idempotent: bool | None = None,
+        max_queue: int | None = None,
+        timeout: float | None = _BUS,
+    ) -> Method[P, R]:
+        """Register a function, or the dotted path of one, and return it as a method of the bus.
+
+        What a path leads to is imported when this process serves it or first uses the method.
+        The settings are those of `register`.
+        """
+        settings = Settings(
+            cache_key=cache_key,
+            cache_expire=self.cache_expire if cache_expire is _BUS else cache_expire,
+            stale=stale,
+            idempotent=idempotent,
+            max_queue=max_queue,
+            timeout=self.timeout if timeout is _BUS else timeout,
+            open_timeout=timeout is _BUS and self.timeout == DEFAULT_TIMEOUT,
+            result_expire=self.result_expire,
+            serializer=self.serializer.name,
+        )
+        registration = Registration(function, name, self.prefix, settings)
+        name = check_method_name(registration.name)
+        method: Method[P, R] = Method(self, name)
+        if not registration.needs_import:
+            method.adopt(self._compile(registration))
+        self._registrations[name] = registration
+        self._unpublished.add(name)
+        self._methods[name] = method
+        return method
+
+    # -- finding ------------------------------------------------------------------------------
+
+    def all_methods(self) -> list[str]:
+        """Return the names of the methods on the bus, sorted; those of every service."""
+        known = self.drive(directory.list_names(self.name))
+        return sorted({*known, *self._registrations})
+
+    def get_method(self, name: str) -> Method[..., Any] | None:
+        """Return a method as it is published now; None where there is none of that name."""
+        method = self._methods.get(name)
+        if method is None:
+            method = Method(self, name)
+        try:
+            self.drive(method.refreshed())
+        except directory.UnknownMethod:
+            self._methods.pop(name, None)
+            return None
+        return self._methods.setdefault(name, method)
+
+    def __getattr__(self, name: str) -> Method[..., Any]:
+        # Consoles ask every object for these, and would wait for Redis each time.
+        if name.startswith(("__", "_repr_", "_ipython_")):
+            raise AttributeError(name)
+        try:
+            return self[name]
+        except KeyError as error:
+            raise AttributeError(error.args[0]) from None
+
+    def __getitem__(self, name: str) -> Method[..., Any]:
+        method = self._methods.get(name) or self.get_method(name)
+        if method is None:
+            raise KeyError(self._no_such_method(name))
+        return method
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.get_method(name) is not None
+
+    def __dir__(self) -> list[str]:
+        names = set(super().__dir__())
+        try:
+            return sorted(names | set(self.all_methods()))
+        except ConnectionLost:
+            # Completion in a console must not fail for want of a Redis.
+            return sorted(names | set(self._registrations))
+
+    def _no_such_method(self, name: str) -> str:
+        known = self.all_methods()
+        text = f"bus {self.name!r} has no method {name!r}"
+        close = difflib.get_close_matches(name, known, n=3)
+        if close:
+            return f"{text}; did you mean {' or '.join(map(repr, close))}?"
+        return f"{text}; it has {len(known)} others" if known else f"{text}, nor any other yet"
+
+    def get_async_result(self, id: str) -> AsyncResult:  # noqa: A002 - the contract's name
+        """Return the result with that id, of a `Method.run` in any process.
+
+        Raises BusError for text that is no id.
+        """
+        keep_ms = max(1, round(self.result_expire * 1000))
+        return AsyncResult(self, *parse_id(self.name, id, keep_ms))
+
+    # -- serving ------------------------------------------------------------------------------
+
+    def serve(self, pattern: str | None = None, debug: bool = False) -> None:
+        """Serve what was registered here until SIGTERM or SIGINT.
+
+        ``pattern``: only the methods whose names match it (as in a shell: ``math_*``).
+        ``debug``: on an exception, pdb opens in the frame that raised.
+
+        Raises BusError where there is nothing to serve, ConnectionLost where Redis cannot be
+        reached at the start; after that, a worker tries again until Redis is back.
+        """
+        self._make_worker(pattern, debug=debug).serve()
+
+    def serve_once(self, pattern: str | None = None, debug: bool = False) -> int:
+        """Run the jobs that wait now, then return how many there were. See `serve`."""
+        return self._make_worker(pattern, debug=debug).serve_once()
+
+    def _make_worker(self, pattern: str | None, *, debug: bool) -> Worker:
+        wanted = [
+            registration
+            for name, registration in self._registrations.items()
+            if pattern is None or fnmatch.fnmatchcase(name, pattern)
+        ]
+        if not wanted:
+            what = f"matches {pattern!r}" if self._registrations else "is registered here"
+            raise BusError(f"bus {self.name!r}: nothing to serve, no method {what}")
+        targets = [self._compile(registration) for registration in wanted]
+        self._worker = Worker(self, list(zip(wanted, targets, strict=True)), debug=debug)
+        return self._worker
+
+    def stop(self) -> None:
+        """Let a `serve` that runs in another thread finish its job and return."""
+        if self._worker is not None:
+            self._worker.stop()
+
+    # -- looking after ------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, dict[str, float]]:
+        """Return per method: calls, hits, joins, errors, queued, workers, latency.
+
+        ``calls`` counts all, ``hits`` those answered from the cache, ``joins`` those that shared
+        the run of another, ``errors`` the runs that raised; ``queued`` jobs wait now for
+        ``workers`` alive; ``latency`` is the mean run in seconds.
+        """
+        return self.drive(directory.stats(self.name, self.serializer))
+
+    def cleanup(self) -> int:
+        """Delete all keys of this bus, by SCAN and UNLINK, and return how many there were.
+
+        Registrations too: workers that live publish theirs again at their next heartbeat.
+        """
+        deleted: int = self.drive(directory.cleanup(self.name))
+        self._unpublished.update(self._registrations)
+        for name in set(self._methods) - set(self._registrations):
+            del self._methods[name]
+        return deleted
+
+    def close(self) -> None:
+        """Stop serving and close the connections; the bus can be used again."""
+        self.stop()
+        self._transport.close()
+
+    def __enter__(self) -> Bus:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        prefix = f", prefix={self.prefix!r}" if self.prefix else ""
+        return f"<Bus {self.name!r}{prefix} at {self._transport.address}>"
+
+    # -- for the other modules of this package ------------------------------------------------
+
+    @property
+    def transport(self) -> Transport:
+        """The bus's connections."""
+        return self._transport
+
+    def drive(self, steps: Steps[T]) -> T:
+        """Carry out steps over this bus's connections, and return what they return."""
+        exchange = self._transport.exchange
+        try:
+            request = next(steps)
+            while True:
+                try:
+                    replies = exchange(*request.commands, timeout=request.timeout)
+                except ConnectionLost as error:
+                    request = steps.throw(error)
+                else:
+                    request = steps.send(replies)
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
+
+    def look_up(self, name: str) -> Steps[Target]:
+        """Ask what is published under a name; a method of our own is published first."""
+        if name in self._unpublished:
+            yield from self.publish([self._registrations[name]])
+        try:
+            descriptor = yield from directory.look_up(self.name, name)
+        except directory.UnknownMethod:
+            if name not in self._registrations:
+                raise
+            yield from self.publish([self._registrations[name]])
+            descriptor = yield from directory.look_up(self.name, name)
+        return self._target(descriptor)
+
+    def first_target(self, name: str) -> Target:
+        """Return what a method of this process, or else of the bus, is. Raises UnknownMethod."""
+        if name in self._registrations:
+            return self._compile(self._registrations[name])
+        return self.drive(self.look_up(name))
+
+    def publish(self, registrations: list[Registration]) -> Steps[None]:
+        """Publish methods that were registered here."""
+        targets = [self._compile(registration) for registration in registrations]
+        published = [registration.published() for registration in registrations]
+        yield from directory.publish(self.name, targets, published)
+        self._unpublished.difference_update(registration.name for registration in registrations)
+
+    def _compile(self, registration: Registration) -> Target:
+        try:
+            return self._target(registration.descriptor)
+        except ProtocolError as error:
+            # Of our own making: what is wrong is what `register` was given.
+            raise ValueError(str(error)) from None
+
+    def _target(self, descriptor: Descriptor) -> Target:
+        return Target(self.name, descriptor, self.serializer, self.timeout)
+
+
+def default_url() -> str:
+    """Return the URL that counts where none is given."""
+    return os.environ.get("REDIS_BUS_URL") or os.environ.get("REDIS_URL") or DEFAULT_URL

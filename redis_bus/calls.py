@@ -1,0 +1,346 @@
+"""The steps of a call, with no I/O in them: each yields what to send and is sent the replies.
+
+`Bus` drives these generators over blocking connections; any other transport can do the same.
+A lost connection is thrown into them as ConnectionLost, where they decide what may be repeated.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from . import outcome
+from .deadline import Deadline
+from .errors import (
+    BusError,
+    CallTimeout,
+    Cancelled,
+    ConnectionLost,
+    NoWorkers,
+    ProtocolError,
+    QueueFull,
+)
+from .protocol import MOVED_TAG, Command, Mode, Route, parse_entry
+from .target import Args, Kwargs, Options, ShownCall, Target
+from .transport import READ_SECONDS, SLICE_SECONDS
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# The first wait is short: after it, a caller whom nobody serves is told so in the log.
+FIRST_SLICE_SECONDS = 1.0
+# How often a call is begun anew: registrations that change, connections that are lost.
+MAX_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Commands to send in one write, and how long to wait for each reply (s)."""
+
+    commands: tuple[Command, ...]
+    timeout: float = READ_SECONDS
+
+
+Steps = Generator[Request, list[Any], T]
+
+
+class Source(Protocol):
+    """Where a call learns what is published of its method."""
+
+    @property
+    def target(self) -> Target: ...
+
+    def refreshed(self) -> Steps[Target]:
+        """Ask Redis what is published now. Raises BusError where the method is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What a waiter waits for: a job, since when it is queued, and whose it is."""
+
+    route: Route
+    job: str
+    enqueued_ms: int
+    shown: ShownCall | str
+
+
+def new_job_id() -> str:
+    """Return 16 characters that no other job has."""
+    return base64.urlsafe_b64encode(os.urandom(12)).decode("ascii")
+
+
+def call(source: Source, args: Args, kwargs: Kwargs, options: Options) -> Steps[object]:
+    """Call a method and wait for its value, or raise what it raised."""
+    target = source.target
+    deadline = Deadline(options.timeout if options.has_timeout else target.timeout)
+    key: bytes | None
+    for attempt in range(MAX_TRIES):
+        target, key, body = yield from _prepare(source, args, kwargs)
+        shown = ShownCall(target.name, args, kwargs)
+        if deadline.left() == 0.0:
+            raise CallTimeout(f"{shown}: no time is left of its caller's budget")
+        try:
+            if key is None:
+                found = yield from _call_alone(target, body, shown, deadline, options)
+            else:
+                found = yield from _call_keyed(target, key, body, shown, deadline, options)
+        except ConnectionLost as error:
+            if attempt == MAX_TRIES - 1 or not target.may_run_twice:
+                raise ConnectionLost(_lost_message(shown, target, error)) from error
+            continue
+        if found is None:
+            yield from _renew(source, target)
+            continue
+        try:
+            return outcome.decode(found, target.serializer, options.allow)
+        except ProtocolError:
+            if key is None:
+                raise
+            logger.warning("%s: its cached value is not ours; it is forgotten", shown)
+            yield Request((target.route.clear(key),))
+    raise BusError(f"{ShownCall(target.name, args, kwargs)}: it is registered anew again and again")
+
+
+def run(source: Source, args: Args, kwargs: Kwargs, options: Options) -> Steps[str]:
+    """Enqueue a call, or join its flight, and return the id of the job to wait for."""
+    for _ in range(MAX_TRIES):
+        target, key, body = yield from _prepare(source, args, kwargs)
+        shown = ShownCall(target.name, args, kwargs)
+        job = new_job_id()
+        command = target.route.call(
+            job,
+            body,
+            mode=Mode.RUN,
+            budget_ms=target.route.keep_ms,
+            key=key,
+            fail_fast=options.fail_fast,
+        )
+        try:
+            replies = yield Request((command,))
+        except ConnectionLost as error:
+            raise ConnectionLost(f"{shown}: {error}; it may be enqueued, or not") from error
+        match replies:
+            case [[b"joined" | b"queued", bytes(leader), *_]]:
+                return leader.decode()
+            case [[b"hit", *_]]:
+                return job
+            case [status]:
+                _raise_refusal(status, target, shown)
+        yield from _renew(source, target)
+    raise BusError(f"{source.target.name}: it is registered anew again and again")
+
+
+def wait(ticket: Ticket, deadline: Deadline, *, warned: bool = False) -> Steps[bytes]:
+    """Wait for a job's outcome as one of many readers, and return it.
+
+    Unless ``warned``, the first wait is short, and the log tells of a method nobody serves.
+    """
+    job = ticket.job
+    while True:
+        longest = SLICE_SECONDS if warned else FIRST_SLICE_SECONDS
+        seconds, timeout = _slice(deadline, longest)
+        if seconds <= 0:
+            raise (yield from _too_late(ticket, deadline))
+        command = ticket.route.service.wait_shared(job, seconds)
+        reply = (yield Request((command,), timeout))[0]
+        if reply is None:
+            if not warned:
+                yield from _warn_if_nobody(ticket, deadline)
+            warned = True
+        elif reply.startswith(MOVED_TAG):
+            job = reply[len(MOVED_TAG) :].decode("ascii", "replace")
+        else:
+            return bytes(reply)
+
+
+def clear(source: Source, args: Args, kwargs: Kwargs) -> Steps[bool]:
+    """Forget one cached value. Returns whether there was one."""
+    for _ in range(MAX_TRIES):
+        target, key, _ = yield from _prepare(source, args, kwargs)
+        if key is not None:
+            status = (yield Request((target.route.clear(key),)))[0]
+            if status != b"stale":
+                return bool(status == b"cleared")
+        yield from _renew(source, target)
+        if source.target.key is None:
+            raise TypeError(f"{target.name}() has no cache_key: nothing of it is cached")
+    raise BusError(f"{source.target.name}: it is registered anew again and again")
+
+
+def clear_all(source: Source) -> Steps[None]:
+    """Forget all cached values of a method."""
+    target = yield from source.refreshed()
+    if target.key is None:
+        raise TypeError(f"{target.name}() has no cache_key: nothing of it is cached")
+    yield Request((target.route.clear_all(),))
+
+
+def is_done(ticket: Ticket) -> Steps[bool]:
+    """Whether the outcome of a job is there."""
+    job = ticket.job
+    while True:
+        head = (yield Request((("LINDEX", ticket.route.service.reply(job), 0),)))[0]
+        if head is None or not head.startswith(MOVED_TAG):
+            return head is not None
+        job = head[len(MOVED_TAG) :].decode("ascii", "replace")
+
+
+def cancel(ticket: Ticket) -> Steps[bool]:
+    """Withdraw a job that nobody has taken. Returns whether that came in time."""
+    route, service = ticket.route, ticket.route.service
+    listed = (yield Request((("HGET", service.pending, ticket.job),)))[0]
+    if listed is None:
+        return False
+    flight = route.flight(listed[1:]) if listed.startswith(b"k") else None
+    cancelled = outcome.encode_error(
+        Cancelled(f"{ticket.shown}: cancelled before a worker took it"), trace=""
+    )
+    command = service.cancel(ticket.job, flight, cancelled, route.keep_ms)
+    return bool((yield Request((command,)))[0] == b"cancelled")
+
+
+def _prepare(
+    source: Source, args: Args, kwargs: Kwargs
+) -> Steps[tuple[Target, bytes | None, bytes]]:
+    """Bind against what is published: arguments that do not fit may fit a newer registration."""
+    target = source.target
+    try:
+        values = target.bind(*args, **kwargs)
+    except TypeError:
+        newer = yield from source.refreshed()
+        if newer.etag == target.etag:
+            raise
+        target = newer
+        values = target.bind(*args, **kwargs)
+    body = target.encode(args, kwargs)
+    return target, None if target.key is None else target.key(values), body
+
+
+def _call_alone(
+    target: Target, body: bytes, shown: ShownCall | str, deadline: Deadline, options: Options
+) -> Steps[bytes | None]:
+    """A call without a cache key: one write, one wait. None: it is registered anew."""
+    job, service = new_job_id(), target.route.service
+    command = target.route.call(
+        job, body, mode=Mode.WAIT, budget_ms=deadline.left_ms(), fail_fast=options.fail_fast
+    )
+    seconds, timeout = _slice(deadline, FIRST_SLICE_SECONDS)
+    status, reply = yield Request((command, service.wait_alone(job, seconds)), timeout)
+    if status[0] != b"queued":
+        _raise_refusal(status, target, shown)
+        return None
+    if reply is not None:
+        return bytes(reply[1])
+    ticket = Ticket(target.route, job, status[2], shown)
+    yield from _warn_if_nobody(ticket, deadline)
+    # From here on the outcome is read without taking it, so that it survives a lost connection.
+    while True:
+        try:
+            return (yield from wait(ticket, deadline, warned=True))
+        except ConnectionLost:
+            yield from _reconnect(ticket, deadline)
+
+
+def _call_keyed(
+    target: Target,
+    key: bytes,
+    body: bytes,
+    shown: ShownCall | str,
+    deadline: Deadline,
+    options: Options,
+) -> Steps[bytes | None]:
+    """A call with a cache key: only a miss waits. None: it is registered anew."""
+    command = target.route.call(
+        new_job_id(),
+        body,
+        mode=Mode.CALL,
+        budget_ms=deadline.left_ms(),
+        key=key,
+        fail_fast=options.fail_fast,
+    )
+    _, timeout = _slice(deadline, FIRST_SLICE_SECONDS)
+    status = (yield Request((command,), timeout))[0]
+    match status:
+        case [b"hit", bytes(entry)]:
+            return parse_entry(entry)
+        case [b"joined", bytes(leader)]:
+            ticket = Ticket(target.route, leader.decode(), 0, shown)
+        case [b"queued", bytes(own), int(now)]:
+            ticket = Ticket(target.route, own.decode(), now, shown)
+        case _:
+            _raise_refusal(status, target, shown)
+            return None
+    return (yield from wait(ticket, deadline))
+
+
+def _renew(source: Source, target: Target) -> Steps[None]:
+    """Learn the newer registration, or make the one that stands in the registry current."""
+    newer = yield from source.refreshed()
+    if newer.etag == target.etag:
+        service = newer.route.service
+        yield Request((service.publish(newer.name, newer.etag, newer.shape),))
+
+
+def _raise_refusal(status: list[Any], target: Target, shown: ShownCall | str) -> None:
+    match status:
+        case [b"full"]:
+            limit = target.descriptor.max_queue
+            raise QueueFull(f"{shown}: {limit} jobs wait for {target.name} already (max_queue)")
+        case [b"no_workers"]:
+            raise NoWorkers(f"{shown}: no worker alive serves {target.name}")
+        case [b"stale"]:
+            return
+    raise ProtocolError(f"{shown}: the script 'call' answered {status!r}")
+
+
+def _slice(deadline: Deadline, longest: float) -> tuple[float, float]:
+    """Return how long to block, and how long after that the reply counts as lost (s)."""
+    left = deadline.left()
+    if left is None or left + 1.0 >= READ_SECONDS:
+        return longest, READ_SECONDS
+    return min(longest, round(left, 3)), left + 1.0
+
+
+def _reconnect(ticket: Ticket, deadline: Deadline) -> Steps[None]:
+    """Ask for the state on a new connection. Raises ConnectionLost where there is none."""
+    if deadline.left() == 0.0:
+        raise (yield from _too_late(ticket, deadline))
+    yield Request((ticket.route.state(ticket.job, ticket.enqueued_ms),))
+
+
+def _warn_if_nobody(ticket: Ticket, deadline: Deadline) -> Steps[None]:
+    left = deadline.left()
+    if left is not None and left <= 0:
+        return
+    replies = yield Request((ticket.route.state(ticket.job, ticket.enqueued_ms),))
+    if replies[0][0] == 0:
+        logger.warning("%s: it waits, but no worker alive serves it", ticket.shown)
+
+
+def _too_late(ticket: Ticket, deadline: Deadline) -> Steps[CallTimeout]:
+    """Return the error of a call whose time is up, with what the bus knows of it."""
+    text = f"{ticket.shown}: no reply in {deadline.budget:.3g} s"
+    try:
+        replies = yield Request((ticket.route.state(ticket.job, ticket.enqueued_ms),), 1.0)
+    except BusError as error:
+        return CallTimeout(f"{text} ({error})")
+    alive, _, queued = replies[0]
+    if queued:
+        since = f"queued {deadline.passed():.2g} s"
+    elif ticket.enqueued_ms:
+        since = "taken by a worker, not finished"
+    else:
+        since = "waiting for a run that is under way"
+    workers = f"{alive} worker{'' if alive == 1 else 's'} alive"
+    kind = CallTimeout if alive else NoWorkers
+    return kind(f"{text} ({since}; {workers})")
+
+
+def _lost_message(shown: ShownCall | str, target: Target, error: ConnectionLost) -> str:
+    if target.may_run_twice:
+        return f"{shown}: {error}"
+    return f"{shown}: {error}; it is unknown whether it ran, so it is not sent again"

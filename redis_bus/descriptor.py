@@ -1,0 +1,111 @@
+"""What a registration says of a method, as it stands in Redis: JSON, for any language."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from .errors import ProtocolError
+
+_ETAG_CHARACTERS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """A published method. Expiries and timeouts are in seconds.
+
+    ``timeout`` is left open (``open_timeout``) where neither the method nor its bus set one: the
+    caller's own counts then. ``publisher`` says who published it, for messages; all else is in
+    the ``etag``, by which a caller notices that the method was registered anew.
+    """
+
+    name: str
+    service: str
+    signature: dict[str, object]
+    doc: str | None = None
+    cache_key: str | bool | None = None
+    cache_expire: float | None = 86400
+    stale: float = 0
+    idempotent: bool | None = None
+    max_queue: int | None = None
+    timeout: float | None = None
+    open_timeout: bool = True
+    result_expire: float = 3600
+    serializer: str = "msgpack"
+    publisher: str = ""
+
+    @property
+    def etag(self) -> str:
+        """16 characters that stand for all that the registration says."""
+        return _digest({k: v for k, v in self._as_dict().items() if k != "publisher"})
+
+    @property
+    def shape(self) -> str:
+        """16 characters that stand for what gives cached values their meaning.
+
+        Values cached under another shape are not served: the same key could mean other
+        arguments.
+        """
+        return _digest([self.cache_key, self.signature.get("parameters"), self.serializer])
+
+    def to_json(self) -> str:
+        """Return the descriptor as it is published."""
+        return json.dumps(self._as_dict(), ensure_ascii=True, sort_keys=True)
+
+    def _as_dict(self) -> dict[str, object]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def from_json(name: str, data: bytes | str) -> Descriptor:
+    """Return the descriptor published under a name.
+
+    Raises ProtocolError for what is no descriptor, or one of another name.
+    """
+    try:
+        tree = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ProtocolError(f"method {name!r}: its descriptor is not JSON") from None
+    if not isinstance(tree, dict) or tree.get("name") != name:
+        raise ProtocolError(f"method {name!r}: its descriptor is not one of ours")
+    known = {field.name for field in fields(Descriptor)}
+    values = {key: value for key, value in tree.items() if key in known}
+    problem = _find_problem(values)
+    if problem:
+        raise ProtocolError(f"method {name!r}: its descriptor has no valid {problem}")
+    return Descriptor(**values)
+
+
+def _find_problem(values: Mapping[str, object]) -> str | None:
+    """Return the first field of the wrong type, if any: anybody can write to Redis."""
+    number = (int, float)
+    nothing = type(None)
+    types: dict[str, tuple[type, ...]] = {
+        "name": (str,),
+        "service": (str,),
+        "signature": (dict,),
+        "doc": (str, nothing),
+        "cache_key": (str, bool, nothing),
+        "cache_expire": (*number, nothing),
+        "stale": number,
+        "idempotent": (bool, nothing),
+        "max_queue": (int, nothing),
+        "timeout": (*number, nothing),
+        "open_timeout": (bool,),
+        "result_expire": number,
+        "serializer": (str,),
+        "publisher": (str,),
+    }
+    for name in ("name", "service", "signature"):
+        if name not in values:
+            return name
+    for name, value in values.items():
+        if not isinstance(value, types[name]):
+            return name
+    return None
+
+
+def _digest(tree: object) -> str:
+    text = json.dumps(tree, ensure_ascii=True, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:_ETAG_CHARACTERS]

@@ -1,0 +1,130 @@
+"""What is on a bus: the steps that list, look up, publish, count and delete."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from . import codec
+from .calls import Request, Steps
+from .descriptor import Descriptor, from_json
+from .errors import BusError, ProtocolError
+from .protocol import Command, Route, Service, bus_pattern, methods_key
+from .target import Target
+
+logger = logging.getLogger(__name__)
+SCAN_COUNT = 1000
+
+
+class UnknownMethod(BusError):
+    """The bus has no method of that name, or has it no longer."""
+
+
+def list_names(bus: str) -> Steps[list[str]]:
+    """Return the names of all methods, in no order."""
+    names = (yield Request((("HKEYS", methods_key(bus)),)))[0]
+    return [name.decode("utf-8", "replace") for name in names]
+
+
+def list_descriptors(bus: str) -> Steps[list[Descriptor]]:
+    """Return all that is published, sorted by name; what is not ours is left out, and logged."""
+    fields = (yield Request((("HGETALL", methods_key(bus)),)))[0]
+    found: dict[bytes, bytes] = dict(as_pairs(fields))
+    descriptors = []
+    for name in sorted(found):
+        try:
+            descriptors.append(from_json(name.decode("utf-8", "replace"), found[name]))
+        except ProtocolError as error:
+            logger.warning("bus %r: %s", bus, error)
+    return descriptors
+
+
+def look_up(bus: str, name: str) -> Steps[Descriptor]:
+    """Return what is published under a name. Raises UnknownMethod, ProtocolError."""
+    data = (yield Request((("HGET", methods_key(bus), name),)))[0]
+    if data is None:
+        raise UnknownMethod(f"bus {bus!r} has no method {name!r}")
+    return from_json(name, data)
+
+
+def publish(bus: str, targets: list[Target], descriptors: list[Descriptor]) -> Steps[None]:
+    """Publish registrations; the last one to publish a name wins, and the log says over whom."""
+    key = methods_key(bus)
+    names = [descriptor.name for descriptor in descriptors]
+    before = (yield Request((("HMGET", key, *names),)))[0]
+    pairs: list[str] = []
+    commands: list[Command] = []
+    for target, descriptor, old in zip(targets, descriptors, before, strict=True):
+        if old is not None:
+            commands += yield from _replace(bus, target, descriptor, old)
+        pairs += [descriptor.name, descriptor.to_json()]
+        service = target.route.service
+        commands.append(service.publish(descriptor.name, target.etag, target.shape))
+    # The descriptor first: a caller whom the script tells of a new etag finds it there.
+    yield Request((("HSET", key, *pairs), *commands))
+
+
+def _replace(bus: str, target: Target, descriptor: Descriptor, old: bytes) -> Steps[list[Command]]:
+    """Say whose registration is replaced; return what else that takes."""
+    try:
+        other = from_json(descriptor.name, old)
+    except ProtocolError as error:
+        logger.warning("bus %r: %s; it is replaced", bus, error)
+        return []
+    if other.etag == target.etag:
+        return []
+    place = Service(bus, other.service)
+    route = Route(place, other.name, "", max_queue=None, keep_ms=1)
+    alive = (yield Request((route.state("", 0),)))[0][0]
+    logger.log(
+        logging.WARNING if alive else logging.INFO,
+        "method %s was published differently by %s; %s replaces it",
+        descriptor.name,
+        other.publisher,
+        descriptor.publisher,
+    )
+    if other.service == descriptor.service:
+        return []
+    return [("HDEL", place.meta, other.name)]
+
+
+def stats(bus: str, own: codec.Serializer) -> Steps[dict[str, dict[str, float]]]:
+    """Return the counters of every method; see `Bus.stats`."""
+    descriptors = yield from list_descriptors(bus)
+    result: dict[str, dict[str, float]] = {}
+    for descriptor in descriptors:
+        service = Service(bus, descriptor.service)
+        route = Route(service, descriptor.name, "", max_queue=None, keep_ms=1)
+        fields, state = yield Request((("HGETALL", route.stats), route.state("", 0)))
+        counted = {name.decode(): int(value) for name, value in as_pairs(fields)}
+        hits, joins = counted.get("hits", 0), counted.get("joins", 0)
+        runs = counted.get("runs", 0)
+        result[descriptor.name] = {
+            "calls": hits + joins + counted.get("queued", 0),
+            "hits": hits,
+            "joins": joins,
+            "errors": counted.get("errors", 0),
+            "queued": state[1],
+            "workers": state[0],
+            "latency": counted.get("run_us", 0) / runs / 1e6 if runs else 0.0,
+        }
+    return result
+
+
+def cleanup(bus: str) -> Steps[int]:
+    """Delete every key of a bus and of no other, a batch at a time, never blocking Redis long."""
+    deleted, cursor = 0, b"0"
+    while True:
+        scan: Command = ("SCAN", cursor, "MATCH", bus_pattern(bus), "COUNT", SCAN_COUNT)
+        cursor, keys = (yield Request((scan,)))[0]
+        if keys:
+            deleted += (yield Request((("UNLINK", *keys),)))[0]
+        if cursor == b"0":
+            return deleted
+
+
+def as_pairs(fields: Any) -> list[tuple[bytes, bytes]]:
+    """Return the fields of a hash: RESP3 answers with a map, RESP2 with a flat list."""
+    if isinstance(fields, dict):
+        return list(fields.items())
+    return list(zip(fields[::2], fields[1::2], strict=True))

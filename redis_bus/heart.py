@@ -1,0 +1,138 @@
+"""Heart: tells Redis, beside the work, that a worker is alive, and wakes it when it shall stop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .descriptor import from_json
+from .directory import publish
+from .errors import BusError, ProtocolError
+from .protocol import LEASE_MS, methods_key
+from .target import Target
+
+if TYPE_CHECKING:
+    from .worker import Worker
+
+logger = logging.getLogger(__name__)
+
+# Four beats fit in a lease: three may be late or lost before the worker counts as dead.
+BEAT_SECONDS = LEASE_MS / 1000 / 4
+UNBLOCK_SECONDS = 0.05
+
+
+class Heart:
+    """A thread beside a worker; it beats also while a job holds the worker for long."""
+
+    def __init__(
+        self, worker: Worker, targets: Sequence[Target], stopping: threading.Event
+    ) -> None:
+        self.waiting: int | None = None  # the client id of the worker's connection, while it waits
+        self._worker = worker
+        self._targets = {target.name: target for target in targets}
+        self._stopping = stopping
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="redis_bus heart", daemon=True)
+        self._others: dict[str, str] = {}
+
+    def start(self) -> None:
+        """Beat once, so that the worker counts as alive, then go on in a thread.
+
+        Raises ConnectionLost where Redis cannot be reached.
+        """
+        self._beat()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, and the worker's lease at once."""
+        self._ended.set()
+        self._stopping.set()
+        self._thread.join()
+        try:
+            self._worker.bus.transport.ask(self._worker.post.leave())
+        except BusError as error:
+            logger.warning("worker %s: it cannot say that it leaves: %s", self._worker.id, error)
+
+    def _run(self) -> None:
+        healthy = True
+        next_beat = time.monotonic() + BEAT_SECONDS
+        while not self._ended.is_set():
+            if time.monotonic() >= next_beat:
+                next_beat = time.monotonic() + BEAT_SECONDS
+                healthy = self._try_to_beat(healthy)
+            if self._stopping.is_set():
+                self._unblock()
+                self._ended.wait(UNBLOCK_SECONDS)
+            else:
+                self._stopping.wait(max(0.0, next_beat - time.monotonic()))
+
+    def _try_to_beat(self, healthy: bool) -> bool:
+        try:
+            self._beat()
+            self._look_after_registry()
+        except BusError as error:
+            if healthy:
+                logger.warning("worker %s: its heartbeat failed: %s", self._worker.id, error)
+            return False
+        return True
+
+    def _beat(self) -> None:
+        current = self._worker.current
+        flights = [current] if current else []
+        lost = self._worker.bus.transport.ask(self._worker.post.beat(flights))[0]
+        if lost:
+            logger.info("worker %s: put back %d lost wake tokens", self._worker.id, lost)
+
+    def _look_after_registry(self) -> None:
+        """Publish again what is gone: a cleanup, an empty Redis; notice other services."""
+        names = list(self._targets)
+        worker = self._worker
+        service = worker.post.service
+        listed, meta = worker.bus.transport.ask(
+            ("HMGET", methods_key(worker.bus.name), *names), ("HMGET", service.meta, *names)
+        )
+        again = []
+        for name, data, field in zip(names, listed, meta, strict=True):
+            if data is None:
+                again.append(name)
+                continue
+            etag = self._published_etag(name, data)
+            if etag == self._targets[name].etag and (field or b"")[:16] != etag.encode():
+                again.append(name)
+        if again:
+            logger.info("worker %s: publishes %s again", worker.id, ", ".join(again))
+            registrations = [r for r in worker.registrations if r.name in again]
+            targets = [self._targets[r.name] for r in registrations]
+            descriptors = [r.published() for r in registrations]
+            worker.bus.drive(publish(worker.bus.name, targets, descriptors))
+
+    def _published_etag(self, name: str, data: bytes) -> str | None:
+        """Return the etag that is published; say once whose it is where it is another's."""
+        try:
+            descriptor = from_json(name, data)
+        except ProtocolError as error:
+            logger.warning("%s", error)
+            return None
+        etag = descriptor.etag
+        if etag != self._targets[name].etag and self._others.get(name) != etag:
+            self._others[name] = etag
+            logger.warning(
+                "method %s is published differently by %s; callers follow that one",
+                name,
+                descriptor.publisher,
+            )
+        return etag
+
+    def _unblock(self) -> None:
+        """End the worker's wait, so that it sees that it shall stop; its next wait too."""
+        client = self.waiting
+        if client is None:
+            return
+        try:
+            self._worker.bus.transport.ask(("CLIENT", "UNBLOCK", client))
+        except BusError as error:
+            # It stops at the end of its slice then.
+            logger.debug("worker %s: cannot be unblocked: %s", self._worker.id, error)

@@ -1,0 +1,128 @@
+"""Method: a remote function that looks like a local one."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+from . import calls
+from .calls import Steps
+from .result import AsyncResult
+from .target import Options, Target, empty_signature
+
+if TYPE_CHECKING:
+    from .bus import Bus
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_KEEP: Any = object()
+
+
+class Method(Generic[P, R]):
+    """A method on the bus: call it, or look at it, as if it were here.
+
+    ``__name__``, ``__doc__`` and ``__signature__`` are the callee's, so ``help()``,
+    ``inspect.signature`` and completion work; ``cache_key`` is its template, True or None.
+    """
+
+    __name__: str
+    __signature__: inspect.Signature
+
+    def __init__(self, bus: Bus, name: str, options: Options | None = None) -> None:
+        self._bus = bus
+        self._options = Options() if options is None else options
+        self._target: Target | None = None
+        self.__name__ = self.__qualname__ = name
+        self.__signature__ = empty_signature()
+
+    @property
+    def target(self) -> Target:
+        """What is known of the method, as far as this process has heard."""
+        if self._target is None:
+            self.adopt(self._bus.first_target(self.__name__))
+            assert self._target is not None
+        return self._target
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the method and return its value.
+
+        Raises what the function raised (see `Options.allow` for types that are not builtin),
+        TypeError for arguments that do not fit its signature, SerializationError for arguments
+        of other types than those that make the round trip, and the errors of the bus:
+        CallTimeout, NoWorkers, QueueFull, ConnectionLost.
+        """
+        value: Any = self._bus.drive(calls.call(self, args, kwargs, self._options))
+        return value  # type: ignore[no-any-return]
+
+    def run(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncResult:
+        """Enqueue the call and return at once; the result is kept for the bus's result_expire."""
+        job = self._bus.drive(calls.run(self, args, kwargs, self._options))
+        return AsyncResult(self._bus, self.target.route, job, self._options.allow)
+
+    def options(
+        self,
+        *,
+        timeout: float | None = _KEEP,
+        fail_fast: bool = _KEEP,
+        allow: tuple[type[BaseException], ...] = _KEEP,
+    ) -> Method[P, R]:
+        """Return this method with other settings for the calls made through what is returned.
+
+        ``timeout``: seconds that a call waits; None: for ever. ``fail_fast``: raise NoWorkers at
+        once where nobody alive serves the method. ``allow``: exception classes that are raised
+        as themselves when the remote function raises them.
+        """
+        now = self._options
+        chosen = Options(
+            timeout=now.timeout if timeout is _KEEP else timeout,
+            has_timeout=now.has_timeout or timeout is not _KEEP,
+            fail_fast=now.fail_fast if fail_fast is _KEEP else fail_fast,
+            allow=now.allow if allow is _KEEP else tuple(allow),
+        )
+        method: Method[P, R] = Method(self._bus, self.__name__, chosen)
+        method.adopt(self.target)
+        return method
+
+    def clear_cache(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Forget the cached value for these arguments.
+
+        A call that starts after this returns never sees a value whose computation began before
+        it; callers already waiting still get theirs (leases: Nishtala et al., "Scaling Memcache
+        at Facebook", NSDI'13).
+
+        Returns whether there was a value to forget. Raises TypeError where the arguments do not
+        fit the method's signature, or the method has no cache_key.
+        """
+        return self._bus.drive(calls.clear(self, args, kwargs))
+
+    def clear_all_cache(self) -> None:
+        """Forget all cached values of the method, in a time that does not depend on how many.
+
+        Raises TypeError where the method has no cache_key.
+        """
+        self._bus.drive(calls.clear_all(self))
+
+    @property
+    def cache_key(self) -> str | bool | None:
+        """The template of the method's cache keys, True for all arguments, None for no cache."""
+        return self.target.descriptor.cache_key
+
+    def adopt(self, target: Target) -> None:
+        """Look and act like this registration from here on."""
+        self._target = target
+        self.__doc__ = target.descriptor.doc
+        self.__signature__ = target.signature
+
+    def refreshed(self) -> Steps[Target]:
+        """Ask what is published now, and adopt it. Raises BusError where the method is gone."""
+        newer = yield from self._bus.look_up(self.__name__)
+        if self._target is None or newer.etag != self._target.etag:
+            self.adopt(newer)
+        return newer
+
+    def __get__(self, instance: object, owner: type | None = None) -> Method[P, R]:
+        # A method of the bus is a routine for `inspect` and so for help(), which look for this.
+        return self
+
+    def __repr__(self) -> str:
+        return f"<method {self.__name__}{self.__signature__} of bus {self._bus.name!r}>"

@@ -1,0 +1,338 @@
+"""Keys, script calls and replies. Nothing here does any I/O: it says what goes over the wire.
+
+Whatever decides the bytes of a command, or what bytes from Redis mean, lives in this file; the
+scripts in ``lua/`` are its other half, and ``lua/README.rst`` describes both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from . import scripts
+from .errors import ProtocolError
+
+Command = tuple[bytes | str | int | float, ...]
+
+LEASE_MS = 10_000
+# A flight lasts its budget, but never longer than this, and a lease: a key is never stuck.
+FLIGHT_CAP_MS = 60_000
+NAME = re.compile(r"[A-Za-z0-9_.-]+\Z")
+METHOD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
+ERROR_TAG = b"e"
+MOVED_TAG = b">"
+_JOB_LINE = re.compile(
+    rb"(\S+) (\d+) (\d+) (\d+) (\S+) (wait|call|run|refresh) (\d+) (\d+|-)\n", re.ASCII
+)
+_ENTRY_LINE = re.compile(rb"\d+ \d+\n", re.ASCII)
+
+
+class Mode(str, Enum):
+    """What the caller of a job does: it decides who reads the outcome, and how long it is kept."""
+
+    WAIT = "wait"  # blocks on the reply list in the same write; the only reader
+    CALL = "call"  # of a method with a cache key; others may join it
+    RUN = "run"  # comes back for the outcome, any number of times
+    REFRESH = "refresh"  # nobody: the value was stale and its caller has been served
+
+
+def check_bus_name(name: str) -> str:
+    """Return the name of a bus. Raises ValueError where it could reach into another's keys."""
+    if not NAME.match(name):
+        raise ValueError(f"bus name {name!r}: use one or more of A-Z a-z 0-9 _ . -")
+    return name
+
+
+def check_prefix(prefix: str) -> str:
+    """Return a prefix, which may be empty. Raises ValueError for other than allowed characters."""
+    if prefix and not METHOD_NAME.match(prefix):
+        raise ValueError(
+            f"prefix {prefix!r}: use A-Z a-z 0-9 _ . - and begin with a letter or an underscore"
+        )
+    return prefix
+
+
+def check_method_name(name: str) -> str:
+    """Return the name of a method. Raises ValueError where it is not one."""
+    if not METHOD_NAME.match(name):
+        raise ValueError(
+            f"method name {name!r}: use A-Z a-z 0-9 _ . - and begin with a letter or an underscore"
+        )
+    return name
+
+
+def evalsha(name: str, keys: Sequence[bytes | str], *args: bytes | str | int) -> Command:
+    """Return the call of a script, by its name."""
+    return ("EVALSHA", scripts.load()[name].sha, len(keys), *keys, *args)
+
+
+def methods_key(bus: str) -> str:
+    """Return the key of the hash of a bus's descriptors: one key for discovery."""
+    return f"rb:{{{bus}}}:methods"
+
+
+def bus_pattern(bus: str) -> str:
+    """Return the SCAN pattern that matches the keys of one bus, and of no other."""
+    return f"rb:{{{bus}[}}:]*"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The keys of one service: a prefix on a bus. They share a hash tag, so a cluster slot."""
+
+    bus: str
+    prefix: str
+    base: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "base", f"rb:{{{self.bus}:{self.prefix}}}:")
+
+    @property
+    def meta(self) -> str:
+        return f"{self.base}meta"
+
+    @property
+    def workers(self) -> str:
+        return f"{self.base}workers"
+
+    @property
+    def pending(self) -> str:
+        return f"{self.base}pending"
+
+    def running(self, worker: str) -> str:
+        return f"{self.base}running:{worker}"
+
+    def reply(self, job: str) -> str:
+        return f"{self.base}reply:{job}"
+
+    def publish(self, method: str, etag: str, shape: str) -> Command:
+        return evalsha("publish", [self.meta], method, etag, shape)
+
+    def cancel(self, job: str, flight: bytes | None, outcome: bytes, keep_ms: int) -> Command:
+        keys: list[bytes | str] = [self.pending, self.reply(job)]
+        return evalsha("cancel", keys + ([flight] if flight else []), job, outcome, keep_ms)
+
+    def wait_alone(self, job: str, seconds: float) -> Command:
+        """The wait of a job's only reader: it takes the outcome away."""
+        return ("BLPOP", self.reply(job), seconds)
+
+    def wait_shared(self, job: str, seconds: float) -> Command:
+        """The wait of one of many: the list is moved onto itself, so the outcome stays."""
+        reply = self.reply(job)
+        return ("BLMOVE", reply, reply, "LEFT", "LEFT", seconds)
+
+
+class Route:
+    """The commands that concern one published method, of a caller and of a worker."""
+
+    def __init__(
+        self, service: Service, method: str, etag: str, *, max_queue: int | None, keep_ms: int
+    ) -> None:
+        self.service = service
+        self.method = method
+        self.etag = etag
+        self.keep_ms = keep_ms
+        base = service.base
+        self.queue = f"{base}queue:{method}"
+        self.wake = f"{base}wake:{method}"
+        self.serving = f"{base}serving:{method}"
+        self.stats = f"{base}stats:{method}"
+        self.dead = f"{base}dead:{method}"
+        self._cache = f"{base}cache:{method}:".encode()
+        self._flight = f"{base}flight:{method}:".encode()
+        self._reply = f"{base}reply:"
+        sha = scripts.load()["call"].sha
+        keys = (service.meta, self.stats, self.queue, self.wake)
+        self._plain_call = ("EVALSHA", sha, 7, *keys)
+        self._keyed_call = ("EVALSHA", sha, 9, *keys)
+        self._call_rest = (service.pending, self.serving)
+        self._call_args = (method, etag)
+        self._limit = 0 if max_queue is None else max_queue
+
+    def cache(self, key: bytes) -> bytes:
+        return self._cache + key
+
+    def flight(self, key: bytes) -> bytes:
+        return self._flight + key
+
+    def call(
+        self,
+        job: str,
+        body: bytes,
+        *,
+        mode: Mode,
+        budget_ms: int,
+        key: bytes | None = None,
+        fail_fast: bool = False,
+    ) -> Command:
+        """Answer from the cache, join the flight, or enqueue. ``budget_ms`` 0: no deadline."""
+        args = (
+            job, budget_ms, mode.value, self._limit, 1 if fail_fast else 0, self.keep_ms,
+            LEASE_MS, FLIGHT_CAP_MS, b"" if key is None else key, body,
+        )  # fmt: skip
+        reply = self._reply + job
+        if key is None:
+            return (*self._plain_call, reply, *self._call_rest, *self._call_args, *args)
+        places = (self._cache + key, self._flight + key)
+        return (*self._keyed_call, reply, *self._call_rest, *places, *self._call_args, *args)
+
+    def clear(self, key: bytes) -> Command:
+        keys = (self.service.meta, self.cache(key), self.flight(key))
+        return evalsha("clear", keys, self.method, self.etag)
+
+    def clear_all(self) -> Command:
+        return evalsha("clear_all", [self.service.meta], self.method)
+
+    def state(self, job: str, enqueued_ms: int) -> Command:
+        return evalsha("state", [self.queue, self.serving], job, enqueued_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A claimed job, as its queue entry has it; times are the server's, in ms."""
+
+    id: str
+    attempt: int
+    deadline_ms: int  # 0: none
+    enqueued_ms: int
+    etag: str
+    mode: Mode
+    generation: str
+    key: bytes | None
+    body: bytes
+
+
+def parse_job(entry: bytes) -> Job:
+    """Return the job in a queue entry. Raises ProtocolError for bytes that are not ours."""
+    line = _JOB_LINE.match(entry)
+    if not line:
+        raise ProtocolError(f"a queue entry that is no job: {entry[:60]!r}")
+    job, attempt, deadline, enqueued, etag, mode, generation, size = line.groups()
+    rest = entry[line.end() :]
+    length = 0 if size == b"-" else int(size)
+    if length > len(rest):
+        raise ProtocolError(f"a queue entry that is cut short: {entry[:60]!r}")
+    return Job(
+        id=job.decode("ascii", "replace"),
+        attempt=int(attempt),
+        deadline_ms=int(deadline),
+        enqueued_ms=int(enqueued),
+        etag=etag.decode("ascii", "replace"),
+        mode=Mode(mode.decode()),
+        generation=generation.decode(),
+        key=None if size == b"-" else rest[:length],
+        body=rest[length:],
+    )
+
+
+def parse_entry(entry: bytes) -> bytes:
+    """Return the outcome in a cached entry. Raises ProtocolError for bytes that are not ours."""
+    line = _ENTRY_LINE.match(entry)
+    if not line:
+        raise ProtocolError(f"a cached value that is not ours: {entry[:60]!r}")
+    return entry[line.end() :]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What `take` answers: the job's method, its entry, and the server's time in ms."""
+
+    route: Route
+    entry: bytes
+    now_ms: int
+    foreign: bool
+
+
+class Post:
+    """The commands of one worker, for the methods that it serves."""
+
+    def __init__(self, service: Service, worker: str, routes: Iterable[Route]) -> None:
+        self.service = service
+        self.worker = worker
+        self.running = service.running(worker)
+        self.routes = list(routes)
+
+    def rotated(self, turns: int) -> list[Route]:
+        """The routes, another one first each turn, so that no busy queue starves the rest."""
+        first = turns % len(self.routes)
+        return self.routes[first:] + self.routes[:first]
+
+    def wait(self, order: Sequence[Route], seconds: float) -> Command:
+        return ("BLPOP", *(route.wake for route in order), seconds)
+
+    def take(self, order: Sequence[Route]) -> Command:
+        keys: list[bytes | str] = [self.running, self.service.pending]
+        for route in order:
+            keys += [route.queue, route.wake]
+        return evalsha("take", keys)
+
+    def parse_take(self, reply: object, order: Sequence[Route]) -> Claim | None:
+        """Return what `take` claimed, None for nothing. Raises ProtocolError for other replies."""
+        if reply is None:
+            return None
+        match reply:
+            case [int(index), bytes(entry), int(now)]:
+                return Claim(order[index - 1], entry, now, foreign=False)
+            case [0, bytes(entry), int(now), int(index)]:
+                return Claim(order[index - 1], entry, now, foreign=True)
+        raise ProtocolError(f"take answered {reply!r}")
+
+    def finish(
+        self,
+        route: Route,
+        job: Job,
+        outcome: bytes,
+        *,
+        spent_us: int,
+        expire_ms: int,
+        stale_ms: int,
+    ) -> Command:
+        """Reply to every waiter, and store what is still valid. ``expire_ms`` -1: for ever."""
+        keys: list[bytes | str] = [self.running, self.service.reply(job.id), route.stats]
+        alone, deadline = LEASE_MS, job.deadline_ms
+        if job.mode is Mode.RUN:
+            alone, deadline = route.keep_ms, 0
+        elif job.mode is Mode.REFRESH:
+            alone = 0
+        args = (job.id, outcome, route.keep_ms, alone, deadline, spent_us)
+        if job.key is None:
+            return evalsha("finish", keys, *args)
+        keys += [self.service.meta, route.cache(job.key), route.flight(job.key)]
+        return evalsha("finish", keys, *args, route.method, job.generation, expire_ms, stale_ms)
+
+    def admit(self, route: Route, job: Job) -> Command:
+        assert job.key is not None
+        keys: list[bytes | str] = [self.running, self.service.reply(job.id), self.service.meta]
+        keys += [route.cache(job.key), route.flight(job.key)]
+        args = (job.generation, job.deadline_ms, LEASE_MS, route.keep_ms)
+        return evalsha("admit", keys, job.id, route.method, *args)
+
+    def release(self, route: Route, job: str) -> Command:
+        keys = [self.running, route.queue, route.wake, self.service.pending]
+        return evalsha("release", keys, job)
+
+    def beat(self, flights: Sequence[tuple[Route, Job]]) -> Command:
+        """Renew the lease, for what is served and for the flights of the jobs that run."""
+        return self._beat(LEASE_MS, [(r, job) for r, job in flights if job.key is not None])
+
+    def leave(self) -> Command:
+        """End the lease at once."""
+        return self._beat(0, [])
+
+    def _beat(self, lease_ms: int, flights: Sequence[tuple[Route, Job]]) -> Command:
+        keys: list[bytes | str] = [self.service.workers]
+        for route in self.routes:
+            keys += [route.queue, route.wake, route.serving]
+        keys += [route.flight(job.key or b"") for route, job in flights]
+        jobs = [job.id for _, job in flights]
+        return evalsha("beat", keys, self.worker, lease_ms, len(self.routes), *jobs)
+
+
+def needs_admission(job: Job, now_ms: int) -> bool:
+    """Whether a claimed job waited so long that its key's flight may be another's by now."""
+    if job.key is None:
+        return False
+    late = 0 < job.deadline_ms < now_ms
+    return late or now_ms > job.enqueued_ms + FLIGHT_CAP_MS

@@ -1,0 +1,131 @@
+"""A function registered in this process: its settings, and how it becomes a descriptor."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from .descriptor import Descriptor
+from .errors import BusError
+from .signature import describe, method_name
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `Bus.register` was told of a method, with the bus's own settings filled in."""
+
+    cache_key: str | bool | None
+    cache_expire: float | None
+    stale: float
+    idempotent: bool | None
+    max_queue: int | None
+    timeout: float | None
+    open_timeout: bool
+    result_expire: float
+    serializer: str
+
+    def __post_init__(self) -> None:
+        for name in ("cache_expire", "stale", "timeout", "result_expire", "max_queue"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name}={value!r}: it cannot be negative")
+        if self.cache_key is not None and not isinstance(self.cache_key, (str, bool)):
+            raise ValueError(f"cache_key={self.cache_key!r}: a format string, or True for all")
+        if self.stale and self.cache_key in (None, False):
+            raise ValueError("stale= needs a cache_key")
+
+
+class Registration:
+    """A function, or the dotted path of one that is imported when it is first needed."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any] | str,
+        name: str | None,
+        prefix: str,
+        settings: Settings,
+    ) -> None:
+        self._given = function
+        self._prefix = prefix
+        self.settings = settings
+        self.name = name if name is not None else self._default_name()
+
+    def _default_name(self) -> str:
+        if not isinstance(self._given, str):
+            return method_name(self._given, self._prefix)
+        return self._prefix + self._given.rpartition(".")[2].rpartition(":")[2]
+
+    @property
+    def path(self) -> str:
+        """Where the function is, for messages."""
+        if isinstance(self._given, str):
+            return self._given
+        module = getattr(self._given, "__module__", None) or "?"
+        return f"{module}.{getattr(self._given, '__qualname__', type(self._given).__qualname__)}"
+
+    @property
+    def needs_import(self) -> bool:
+        """Whether the function is known by its path only, so far."""
+        return isinstance(self._given, str) and "function" not in self.__dict__
+
+    @cached_property
+    def function(self) -> Callable[..., Any]:
+        """The function itself. Raises BusError where its path leads nowhere."""
+        return import_path(self._given) if isinstance(self._given, str) else self._given
+
+    @cached_property
+    def descriptor(self) -> Descriptor:
+        """What is published. Raises BusError or ValueError where the function has no signature."""
+        where = f"{self.path} in process {os.getpid()} on {socket.gethostname()}"
+        settings = self.settings
+        return Descriptor(
+            name=self.name,
+            service=self._prefix,
+            signature=describe(self.function),
+            doc=inspect.getdoc(self.function),
+            cache_key=settings.cache_key or None,
+            cache_expire=settings.cache_expire,
+            stale=settings.stale,
+            idempotent=settings.idempotent,
+            max_queue=settings.max_queue,
+            timeout=settings.timeout,
+            open_timeout=settings.open_timeout,
+            result_expire=settings.result_expire,
+            serializer=settings.serializer,
+            publisher=where,
+        )
+
+    def published(self) -> Descriptor:
+        """The descriptor, with the process that publishes it now: it may be a fork."""
+        where = f"{self.path} in process {os.getpid()} on {socket.gethostname()}"
+        return replace(self.descriptor, publisher=where)
+
+
+def import_path(path: str) -> Callable[..., Any]:
+    """Import ``module.attr`` or ``module:attr``.
+
+    Raises BusError, naming the path and what is wrong with it.
+    """
+    module_name, _, attributes = path.replace(":", ".", 1).rpartition(".")
+    if ":" in path:
+        module_name, _, attributes = path.partition(":")
+    if not module_name or not attributes:
+        raise BusError(f"{path!r} is not module.attr or module:attr")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ImportError as error:
+        raise BusError(f"cannot import {path!r}: {error}") from error
+    for attribute in attributes.split("."):
+        try:
+            found = getattr(found, attribute)
+        except AttributeError:
+            raise BusError(f"cannot import {path!r}: no {attribute!r} in {found!r}") from None
+    if not callable(found):
+        raise BusError(f"{path!r} is not a function, but {type(found).__name__}")
+    return found  # type: ignore[no-any-return]

@@ -1,0 +1,162 @@
+"""Runner: decode the arguments of a job, run its function, encode what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from . import codec, deadline, outcome
+from .errors import ProtocolError, SerializationError, WorkerLost
+from .registration import Registration
+from .target import ShownCall, Target
+
+logger = logging.getLogger(__name__)
+
+
+class StopNow(BaseException):
+    """Raised in the running function by the second SIGTERM or SIGINT."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    function: Callable[..., Any]
+    serializer: codec.Serializer
+    expire_ms: int
+    stale_ms: int
+
+
+class Runner:
+    """Runs the functions that a worker serves; knows nothing of Redis."""
+
+    def __init__(self, served: Sequence[tuple[Registration, Target]], *, debug: bool) -> None:
+        self._debug = debug
+        self._running = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._served = {
+            registration.name: _Served(
+                function=registration.function,
+                serializer=target.serializer,
+                expire_ms=_as_ms(registration.settings.cache_expire),
+                stale_ms=_as_ms(registration.settings.stale),
+            )
+            for registration, target in served
+        }
+
+    @property
+    def names(self) -> list[str]:
+        """The methods served, sorted."""
+        return sorted(self._served)
+
+    def expire_ms(self, name: str) -> int:
+        """How long a method's values are cached: -1 for ever, 0 not."""
+        return self._served[name].expire_ms
+
+    def stale_ms(self, name: str) -> int:
+        """How long after that they are served while they are refreshed."""
+        return self._served[name].stale_ms
+
+    def run(self, name: str, body: bytes, left: float | None) -> bytes:
+        """Run a method with encoded arguments and return the outcome.
+
+        ``left``: seconds until the caller gives up, which nested calls inherit. Raises StopNow,
+        and nothing else: whatever the function raises is an outcome.
+        """
+        served = self._served[name]
+        shown: ShownCall | str = name
+        try:
+            args, kwargs = _decode(body, served.serializer)
+            shown = ShownCall(name, tuple(args), kwargs)
+            value = contextvars.copy_context().run(self._call, served.function, args, kwargs, left)
+            return codec.encode(value, served.serializer, root="result")
+        except StopNow:
+            raise
+        except (SerializationError, ProtocolError) as error:
+            logger.error("%s: %s", shown, error)
+            return outcome.encode_error(type(error)(f"{shown}: {error}"), _user_trace(error))
+        except BaseException as error:  # noqa: BLE001 - also SystemExit: a function stops no worker
+            return self._failed(error, shown)
+
+    def lost(self, name: str) -> bytes:
+        """The outcome of a job whose worker was told to stop at once."""
+        return outcome.encode_error(
+            WorkerLost(f"{name}: its worker was stopped while it ran"), trace=""
+        )
+
+    def interrupt(self) -> None:
+        """Raise StopNow in the running function; for signal handlers, in the main thread."""
+        if self._running:
+            raise StopNow
+
+    def close(self) -> None:
+        """Close the loop of the ``async def`` functions, if there was one."""
+        if self._loop is not None:
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
+            self._loop = None
+
+    def _call(
+        self,
+        function: Callable[..., Any],
+        args: list[Any],
+        kwargs: dict[str, Any],
+        left: float | None,
+    ) -> Any:
+        deadline.inherit(left)
+        self._running = True
+        try:
+            value = function(*args, **kwargs)
+            if inspect.isawaitable(value):
+                if self._loop is None:
+                    self._loop = asyncio.new_event_loop()
+                value = self._loop.run_until_complete(_awaited(value))
+        finally:
+            self._running = False
+        return value
+
+    def _failed(self, error: BaseException, shown: ShownCall | str) -> bytes:
+        logger.warning("%s raised %s", shown, type(error).__name__)
+        trace = _user_trace(error)
+        if self._debug:
+            sys.stderr.write(f"{trace}\n")
+            import pdb
+
+            pdb.post_mortem(_user_frames(error))
+        return outcome.encode_error(error, trace)
+
+
+async def _awaited(value: Any) -> Any:
+    return await value
+
+
+def _decode(body: bytes, serializer: codec.Serializer) -> tuple[list[Any], dict[str, Any]]:
+    match codec.decode(body, serializer):
+        case [list(args), dict(kwargs)]:
+            return args, kwargs
+    raise ProtocolError("its arguments are not ours")
+
+
+def _user_frames(error: BaseException) -> TracebackType | None:
+    """The traceback from the user's function on; all of it where it never came that far."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") == __name__:
+        trace = trace.tb_next
+    return trace or error.__traceback__
+
+
+def _user_trace(error: BaseException) -> str:
+    frames = _user_frames(error)
+    return outcome.format_trace(error.with_traceback(frames))
+
+
+def _as_ms(seconds: float | None) -> int:
+    """Seconds as whole ms, 0 only for 0; None is -1, for ever."""
+    if seconds is None:
+        return -1
+    return max(1, round(seconds * 1000)) if seconds else 0

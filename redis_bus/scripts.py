@@ -1,0 +1,65 @@
+"""The Lua scripts of ``lua/``, joined with what they share, and known by their SHA1.
+
+A line ``-- include: NAME`` in a script is replaced by ``lib/NAME.lua``. To have the joined
+scripts as files, for a linter or a client in another language::
+
+    python -m redis_bus.scripts FOLDER
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+_FOLDER = "redis_bus.lua"
+_INCLUDE = re.compile(r"^-- include: (\w+)\n", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script as Redis gets it: ``source`` for SCRIPT LOAD, ``sha`` for EVALSHA."""
+
+    name: str
+    source: str
+    sha: str
+
+
+def make(name: str, source: str) -> Script:
+    """Return a script with its SHA1, which is the name that Redis knows it by."""
+    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+def read(name: str) -> Script:
+    """Return the script of that name, its includes joined in."""
+    folder = files(_FOLDER)
+    text = (folder / f"{name}.lua").read_text(encoding="utf-8")
+
+    def shared(match: re.Match[str]) -> str:
+        return (folder / "lib" / f"{match[1]}.lua").read_text(encoding="utf-8")
+
+    return make(name, _INCLUDE.sub(shared, text))
+
+
+@cache
+def load() -> dict[str, Script]:
+    """Return every script by its name."""
+    names = sorted(entry.name for entry in files(_FOLDER).iterdir())
+    return {name[:-4]: read(name[:-4]) for name in names if name.endswith(".lua")}
+
+
+def write_joined(folder: str) -> None:
+    """Write each script, as Redis gets it, to a file of its name."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for script in load().values():
+        Path(folder, f"{script.name}.lua").write_text(script.source, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m redis_bus.scripts FOLDER")
+    write_joined(sys.argv[1])

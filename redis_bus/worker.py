@@ -1,0 +1,281 @@
+"""Worker: take a job, run it, finish it; one write and one wait for each."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import redis
+
+from .errors import BusError, ProtocolError
+from .heart import Heart
+from .protocol import (
+    LEASE_MS,
+    Claim,
+    Command,
+    Job,
+    Post,
+    Route,
+    needs_admission,
+    parse_job,
+)
+from .registration import Registration
+from .runner import Runner, StopNow
+from .target import Target
+from .transport import SLICE_SECONDS, Link
+
+if TYPE_CHECKING:
+    from .bus import Bus
+
+logger = logging.getLogger(__name__)
+
+BACKOFF_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
+DEAD_LETTERS_KEPT = 1000
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Worker:
+    """Serves registered functions, one job at a time, until it is told to stop."""
+
+    def __init__(
+        self, bus: Bus, served: Sequence[tuple[Registration, Target]], *, debug: bool = False
+    ) -> None:
+        self.bus = bus
+        self.id = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
+        self.registrations = [registration for registration, _ in served]
+        targets = [target for _, target in served]
+        service = targets[0].route.service
+        self.post = Post(service, self.id, [target.route for target in targets])
+        self.current: tuple[Route, Job] | None = None
+        self._runner = Runner(served, debug=debug)
+        self._transport = bus.transport
+        self._stopping = threading.Event()
+        self._heart = Heart(self, targets, self._stopping)
+        self._out = threading.Event()
+        self._unsent: Command | None = None
+        self._signals = 0
+        self._turns = 0
+
+    # -- the two ways to serve ----------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Run jobs until `stop` or a signal. See `Bus.serve`."""
+        self.bus.drive(self.bus.publish(self.registrations))
+        with self._alive(), self._listening():
+            logger.info("worker %s serves %s", self.id, ", ".join(self._runner.names))
+            while not self._stopping.is_set():
+                try:
+                    self._serve_link()
+                except (BusError, redis.RedisError, OSError) as error:
+                    self._wait_for_redis(error)
+            self._deliver()
+        logger.info("worker %s has stopped", self.id)
+
+    def serve_once(self) -> int:
+        """Run the jobs that wait now, and return how many there were."""
+        self.bus.drive(self.bus.publish(self.registrations))
+        with self._alive(), self._listening():
+            lengths = self._transport.ask(*(("LLEN", r.queue) for r in self.post.routes))
+            done = 0
+            while done < sum(lengths) and not self._stopping.is_set():
+                order = self._next_order()
+                command = self.post.take(order)
+                claim = self.post.parse_take(self._transport.exchange(command)[0], order)
+                if claim is None:
+                    break
+                self._handle(claim)
+                self._deliver()
+                done += 1
+        return done
+
+    def stop(self) -> None:
+        """Finish the running job and take no other; safe from any thread and signal handler."""
+        self._stopping.set()
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def _serve_link(self) -> None:
+        """Serve over one connection until it breaks or the worker stops."""
+        link = self._transport.checkout()
+        try:
+            link.send([("CLIENT", "ID")])
+            client = link.read()
+            self._give_back_strangers()
+            while not self._stopping.is_set():
+                self._step(link, client if isinstance(client, int) else None)
+        except BaseException:
+            link.close()
+            raise
+        self._transport.checkin(link)
+
+    def _step(self, link: Link, client: int | None) -> None:
+        """Send the last job's outcome, wait, take the next job: one write, then run it."""
+        order = self._next_order()
+        commands = [self.post.wait(order, SLICE_SECONDS), self.post.take(order)]
+        finish = self._unsent
+        self._heart.waiting = client
+        try:
+            link.send([finish, *commands] if finish else commands)
+            if finish and self._accepted(link.read()):
+                self._unsent = self.current = None
+            elif finish:
+                self._deliver()  # on another connection: this one waits already
+            woken, taken = link.read(), link.read()
+        finally:
+            self._heart.waiting = None
+        if isinstance(woken, redis.ResponseError):
+            raise woken
+        if isinstance(taken, redis.exceptions.NoScriptError):
+            taken = self._transport.exchange(commands[1])[0]
+        if isinstance(taken, redis.ResponseError):
+            raise taken
+        claim = self.post.parse_take(taken, order)
+        if claim is None:
+            return
+        if self._stopping.is_set() and not claim.foreign:
+            self._release(claim)
+            return
+        self._handle(claim)
+
+    def _next_order(self) -> list[Route]:
+        self._turns += 1
+        return self.post.rotated(self._turns)
+
+    def _handle(self, claim: Claim) -> None:
+        """Run a claimed job; its outcome is left in ``_unsent``."""
+        try:
+            if claim.foreign:
+                raise ProtocolError(f"a queue entry that is no job: {claim.entry[:60]!r}")
+            job = parse_job(claim.entry)
+        except ProtocolError as error:
+            logger.error("%s: %s; it is put to the dead letters", claim.route.method, error)
+            self._bury(claim)
+            return
+        self.current = (claim.route, job)
+        if needs_admission(job, claim.now_ms):
+            verdict = self._transport.exchange(self.post.admit(claim.route, job))[0]
+            if verdict != b"run":
+                self.current = None
+                return
+        left = (job.deadline_ms - claim.now_ms) / 1000 if job.deadline_ms else None
+        started = time.perf_counter()
+        try:
+            result = self._runner.run(claim.route.method, job.body, left)
+        except StopNow:
+            result = self._runner.lost(claim.route.method)
+        self._unsent = self.post.finish(
+            claim.route,
+            job,
+            result,
+            spent_us=round((time.perf_counter() - started) * 1e6),
+            expire_ms=self._runner.expire_ms(claim.route.method),
+            stale_ms=self._runner.stale_ms(claim.route.method),
+        )
+
+    def _accepted(self, reply: Any) -> bool:
+        """Whether Redis took an outcome; if not, it is sent again by `_deliver`."""
+        if isinstance(reply, redis.exceptions.NoScriptError):
+            return False
+        if isinstance(reply, redis.ResponseError):
+            logger.error("Redis refused an outcome, it is sent again: %s", reply)
+            return False
+        if reply == b"fenced":
+            logger.warning("an outcome was not wanted: it was there already, or the job given away")
+        return True
+
+    def _deliver(self) -> None:
+        """Send the outcome that was not sent yet; `finish` may be sent twice."""
+        end = time.monotonic() + LEASE_MS / 1000
+        for turn in range(sys.maxsize):
+            if self._unsent is None:
+                self.current = None
+                return
+            try:
+                self._accepted(self._transport.exchange(self._unsent)[0])
+                self._unsent = None
+            except BusError as error:
+                if time.monotonic() > end:
+                    logger.error("an outcome could not be sent and is dropped: %s", error)
+                    self._unsent = None
+                else:
+                    self._out.wait(BACKOFF_SECONDS[min(turn, len(BACKOFF_SECONDS) - 1)])
+
+    def _release(self, claim: Claim) -> None:
+        """Give a job back that was taken while the worker was told to stop."""
+        job = parse_job(claim.entry)
+        self._transport.ask(self.post.release(claim.route, job.id))
+
+    def _give_back_strangers(self) -> None:
+        """Give back jobs whose claim got lost on the way here, with a connection."""
+        held = self.current[1].id if self.current else None
+        claimed = self._transport.ask(("HKEYS", self.post.running))[0]
+        for name in claimed:
+            job = name.decode("ascii", "replace")
+            if job == held:
+                continue
+            entry = self._transport.ask(("HGET", self.post.running, job))[0]
+            for route in self.post.routes:
+                # Which queue it came from is not in its entry; its method's etag is.
+                if entry is not None and parse_job(entry).etag == route.etag:
+                    self._transport.ask(self.post.release(route, job))
+                    break
+
+    def _bury(self, claim: Claim) -> None:
+        dead = claim.route.dead
+        self._transport.exchange(
+            ("RPUSH", dead, claim.entry), ("LTRIM", dead, -DEAD_LETTERS_KEPT, -1)
+        )
+
+    # -- staying alive, and stopping ----------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _alive(self) -> Iterator[None]:
+        self._heart.start()
+        try:
+            yield
+        finally:
+            self._out.set()
+            self._heart.stop()
+            self._runner.close()
+
+    def _wait_for_redis(self, error: Exception) -> None:
+        """Come back when Redis does; a worker is not restarted for that."""
+        logger.warning("worker %s: %s; trying again", self.id, error)
+        for seconds in (*BACKOFF_SECONDS, *[BACKOFF_SECONDS[-1]] * sys.maxsize.bit_length()):
+            if self._stopping.wait(seconds):
+                return
+            try:
+                self._transport.exchange(("PING",))
+                self.bus.drive(self.bus.publish(self.registrations))
+            except BusError:
+                continue
+            logger.info("worker %s: Redis is back", self.id)
+            return
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Handle SIGTERM and SIGINT, where Python lets us: in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        self.stop()
+        if self._signals > 1:
+            self._runner.interrupt()

@@ -1,0 +1,68 @@
+"""Every test has a real Redis of its own run: each server that is here, none at a known port."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+import redis
+
+from redis_bus import Bus
+from redis_bus.embedded import EmbeddedRedis
+from tests.support import Processes, find_servers
+
+hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
+hypothesis.settings.register_profile("nightly", deadline=None, print_blob=True, max_examples=5000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+SERVERS = find_servers()
+
+
+def pytest_report_header() -> list[str]:
+    return [f"redis server {name}: {path}" for name, path in SERVERS.items()]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not SERVERS:
+        raise pytest.UsageError("no Redis server: pip install -e '.[test]', or a redis-server")
+    if os.environ.get("CI") and "system" not in SERVERS:
+        raise pytest.UsageError("CI tests Debian's redis-server too: apt install redis-server")
+
+
+@pytest.fixture(scope="session", params=sorted(SERVERS))
+def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedRedis]:
+    """A Redis that lives as long as the test run, of each kind in turn."""
+    with EmbeddedRedis(SERVERS[request.param]) as embedded:
+        yield embedded
+
+
+@pytest.fixture
+def client(server: EmbeddedRedis) -> Iterator[redis.Redis]:
+    """A client on an empty Redis."""
+    with redis.Redis.from_url(server.url) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def url(server: EmbeddedRedis, client: redis.Redis) -> str:
+    """The address of an empty Redis."""
+    return server.url
+
+
+@pytest.fixture
+def bus(url: str) -> Iterator[Bus]:
+    """A bus on an empty Redis."""
+    with Bus("test", url=url, timeout=20) as bus:
+        yield bus
+
+
+@pytest.fixture
+def processes(url: str, tmp_path: Path) -> Iterator[Processes]:
+    """Starts real processes on the test's Redis."""
+    processes = Processes(url, tmp_path)
+    yield processes
+    processes.end()

