@@ -34,6 +34,9 @@ end
 local function claim(index, token)
   local queue, wake = KEYS[index], KEYS[index + 1]
   local entry, job = next_job(queue)
+  if not entry and not token then
+    return nil
+  end
   if redis.call('EXISTS', queue) == 0 then
     if token then
       redis.call('DEL', wake)
@@ -51,14 +54,12 @@ end
 
 local tokens = {}
 for index = 3, #KEYS, 2 do
-  if redis.call('EXISTS', KEYS[index]) == 1 then
-    if redis.call('EXISTS', KEYS[index + 1]) == 0 then
-      local job = claim(index, false)
-      if job then
-        return job
-      end
-    else
-      tokens[#tokens + 1] = index
+  if redis.call('EXISTS', KEYS[index + 1]) == 1 then
+    tokens[#tokens + 1] = index
+  else
+    local job = claim(index, false)
+    if job then
+      return job
     end
   end
 end

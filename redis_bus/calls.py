@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from . import outcome
 from .deadline import Deadline
@@ -24,9 +24,9 @@ from .errors import (
     ProtocolError,
     QueueFull,
 )
-from .protocol import MOVED_TAG, Command, Mode, Route, parse_entry
+from .protocol import MOVED_TAG, SLICE_SECONDS, Command, Mode, Route, parse_entry
 from .target import Args, Kwargs, Options, ShownCall, Target
-from .transport import READ_SECONDS, SLICE_SECONDS
+from .transport import READ_SECONDS
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -37,8 +37,7 @@ FIRST_SLICE_SECONDS = 1.0
 MAX_TRIES = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """Commands to send in one write, and how long to wait for each reply (s)."""
 
     commands: tuple[Command, ...]

@@ -7,9 +7,12 @@ scripts in ``lua/`` are its other half, and ``lua/README.rst`` describes both.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any, NamedTuple, cast
+
+import hiredis
 
 from . import scripts
 from .errors import ProtocolError
@@ -19,13 +22,15 @@ Command = tuple[bytes | str | int | float, ...]
 LEASE_MS = 10_000
 # A flight lasts its budget, but never longer than this, and a lease: a key is never stuck.
 FLIGHT_CAP_MS = 60_000
+# A blocking command is sent for at most this long, so that a dead socket, a failover or a lost
+# worker is noticed.
+SLICE_SECONDS = 5.0
 NAME = re.compile(r"[A-Za-z0-9_.-]+\Z")
 METHOD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
 ERROR_TAG = b"e"
 MOVED_TAG = b">"
-_JOB_LINE = re.compile(
-    rb"(\S+) (\d+) (\d+) (\d+) (\S+) (wait|call|run|refresh) (\d+) (\d+|-)\n", re.ASCII
-)
+# hiredis annotates a tuple of any length as one of length 1.
+_pack: Callable[[Command], bytes] = cast(Any, hiredis.pack_command)
 _ENTRY_LINE = re.compile(rb"\d+ \d+\n", re.ASCII)
 
 
@@ -36,6 +41,9 @@ class Mode(str, Enum):
     CALL = "call"  # of a method with a cache key; others may join it
     RUN = "run"  # comes back for the outcome, any number of times
     REFRESH = "refresh"  # nobody: the value was stale and its caller has been served
+
+
+_MODES = {mode.value: mode for mode in Mode}
 
 
 def check_bus_name(name: str) -> str:
@@ -61,6 +69,11 @@ def check_method_name(name: str) -> str:
             f"method name {name!r}: use A-Z a-z 0-9 _ . - and begin with a letter or an underscore"
         )
     return name
+
+
+def pack(*commands: Command) -> bytes:
+    """Return commands as they go over the wire, in one piece."""
+    return b"".join([_pack(command) for command in commands])
 
 
 def evalsha(name: str, keys: Sequence[bytes | str], *args: bytes | str | int) -> Command:
@@ -189,8 +202,7 @@ class Route:
         return evalsha("state", [self.queue, self.serving], job, enqueued_ms)
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """A claimed job, as its queue entry has it; times are the server's, in ms."""
 
     id: str
@@ -206,25 +218,25 @@ class Job:
 
 def parse_job(entry: bytes) -> Job:
     """Return the job in a queue entry. Raises ProtocolError for bytes that are not ours."""
-    line = _JOB_LINE.match(entry)
-    if not line:
-        raise ProtocolError(f"a queue entry that is no job: {entry[:60]!r}")
-    job, attempt, deadline, enqueued, etag, mode, generation, size = line.groups()
-    rest = entry[line.end() :]
-    length = 0 if size == b"-" else int(size)
-    if length > len(rest):
-        raise ProtocolError(f"a queue entry that is cut short: {entry[:60]!r}")
-    return Job(
-        id=job.decode("ascii", "replace"),
-        attempt=int(attempt),
-        deadline_ms=int(deadline),
-        enqueued_ms=int(enqueued),
-        etag=etag.decode("ascii", "replace"),
-        mode=Mode(mode.decode()),
-        generation=generation.decode(),
-        key=None if size == b"-" else rest[:length],
-        body=rest[length:],
-    )
+    head, _, rest = entry.partition(b"\n")
+    try:
+        job, attempt, deadline, enqueued, etag, mode, generation, size = head.decode().split(" ")
+        length = 0 if size == "-" else int(size)
+        if not 0 <= length <= len(rest):
+            raise ValueError(size)
+        return Job(
+            id=job,
+            attempt=int(attempt),
+            deadline_ms=int(deadline),
+            enqueued_ms=int(enqueued),
+            etag=etag,
+            mode=_MODES[mode],
+            generation=generation,
+            key=None if size == "-" else rest[:length],
+            body=rest[length:],
+        )
+    except (ValueError, KeyError):
+        raise ProtocolError(f"a queue entry that is no job: {entry[:60]!r}") from None
 
 
 def parse_entry(entry: bytes) -> bytes:
@@ -235,8 +247,7 @@ def parse_entry(entry: bytes) -> bytes:
     return entry[line.end() :]
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """What `take` answers: the job's method, its entry, and the server's time in ms."""
 
     route: Route
@@ -253,11 +264,18 @@ class Post:
         self.worker = worker
         self.running = service.running(worker)
         self.routes = list(routes)
+        self._turns: dict[int, tuple[list[Route], bytes]] = {}
 
-    def rotated(self, turns: int) -> list[Route]:
-        """The routes, another one first each turn, so that no busy queue starves the rest."""
-        first = turns % len(self.routes)
-        return self.routes[first:] + self.routes[:first]
+    def turn(self, number: int) -> tuple[list[Route], bytes]:
+        """The routes in the order of a turn, and the packed wait and take for them.
+
+        Another route is first each turn, so that no busy queue starves the rest.
+        """
+        first = number % len(self.routes)
+        if first not in self._turns:
+            order = self.routes[first:] + self.routes[:first]
+            self._turns[first] = order, pack(self.wait(order, SLICE_SECONDS), self.take(order))
+        return self._turns[first]
 
     def wait(self, order: Sequence[Route], seconds: float) -> Command:
         return ("BLPOP", *(route.wake for route in order), seconds)
@@ -272,11 +290,10 @@ class Post:
         """Return what `take` claimed, None for nothing. Raises ProtocolError for other replies."""
         if reply is None:
             return None
-        match reply:
-            case [int(index), bytes(entry), int(now)]:
-                return Claim(order[index - 1], entry, now, foreign=False)
-            case [0, bytes(entry), int(now), int(index)]:
-                return Claim(order[index - 1], entry, now, foreign=True)
+        if isinstance(reply, list) and len(reply) >= 3:
+            index, entry, now, *foreign = reply
+            route = order[(foreign[0] if foreign else index) - 1]
+            return Claim(route, entry, now, bool(foreign))
         raise ProtocolError(f"take answered {reply!r}")
 
     def finish(

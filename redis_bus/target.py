@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from . import cache_key, codec, signature
 from .descriptor import Descriptor
@@ -95,8 +96,7 @@ def _accepted(descriptor: Descriptor, own: codec.Serializer) -> codec.Serializer
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ShownCall:
+class ShownCall(NamedTuple):
     """A call as it would be typed, shortened; made into text only when a message needs it."""
 
     name: str

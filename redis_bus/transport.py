@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
-import hiredis
 import redis
 
 from . import scripts
 from .errors import BusError, ConnectionLost
-from .protocol import Command
+from .protocol import SLICE_SECONDS, Command, pack
 
-# A blocking command is sent for at most SLICE_SECONDS, so that a dead socket, a failover or a
-# lost worker is noticed; a reply that is later than READ_SECONDS means that the peer is gone.
-SLICE_SECONDS = 5.0
+# A reply that is later than this means that the peer is gone.
 READ_SECONDS = SLICE_SECONDS + 5.0
 # A connection that was idle for longer is looked at before it is used again.
 FRESH_SECONDS = 0.5
-
-
-# hiredis annotates a tuple of any length as one of length 1.
-_pack: Callable[[Command], bytes] = cast(Any, hiredis.pack_command)
 
 
 class Link:
@@ -53,9 +46,8 @@ class Link:
             if sock is not None:
                 sock.settimeout(seconds)
 
-    def send(self, commands: Sequence[Command]) -> None:
-        """Send commands in one write."""
-        data = b"".join([_pack(command) for command in commands])
+    def send(self, data: bytes) -> None:
+        """Send packed commands in one write."""
         self._connection.send_packed_command([data], check_health=False)
 
     def read(self) -> object:
@@ -93,7 +85,7 @@ class Transport:
             link = self.checkout()
             try:
                 link.set_timeout(timeout)
-                link.send(rest)
+                link.send(pack(*rest))
                 for _ in rest:
                     reply = link.read()
                     if isinstance(reply, redis.ResponseError):
@@ -129,7 +121,7 @@ class Transport:
         link = self.checkout()
         try:
             known = scripts.load().values()
-            link.send([("SCRIPT", "LOAD", script.source) for script in known])
+            link.send(pack(*(("SCRIPT", "LOAD", script.source) for script in known)))
             for _ in known:
                 reply = link.read()
                 if isinstance(reply, redis.ResponseError):

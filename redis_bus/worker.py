@@ -26,12 +26,13 @@ from .protocol import (
     Post,
     Route,
     needs_admission,
+    pack,
     parse_job,
 )
 from .registration import Registration
 from .runner import Runner, StopNow
 from .target import Target
-from .transport import SLICE_SECONDS, Link
+from .transport import Link
 
 if TYPE_CHECKING:
     from .bus import Bus
@@ -87,9 +88,9 @@ class Worker:
             lengths = self._transport.ask(*(("LLEN", r.queue) for r in self.post.routes))
             done = 0
             while done < sum(lengths) and not self._stopping.is_set():
-                order = self._next_order()
-                command = self.post.take(order)
-                claim = self.post.parse_take(self._transport.exchange(command)[0], order)
+                order, _ = self._next_turn()
+                taken = self._transport.exchange(self.post.take(order))[0]
+                claim = self.post.parse_take(taken, order)
                 if claim is None:
                     break
                 self._handle(claim)
@@ -107,7 +108,7 @@ class Worker:
         """Serve over one connection until it breaks or the worker stops."""
         link = self._transport.checkout()
         try:
-            link.send([("CLIENT", "ID")])
+            link.send(pack(("CLIENT", "ID")))
             client = link.read()
             self._give_back_strangers()
             while not self._stopping.is_set():
@@ -119,12 +120,11 @@ class Worker:
 
     def _step(self, link: Link, client: int | None) -> None:
         """Send the last job's outcome, wait, take the next job: one write, then run it."""
-        order = self._next_order()
-        commands = [self.post.wait(order, SLICE_SECONDS), self.post.take(order)]
+        order, wait_and_take = self._next_turn()
         finish = self._unsent
         self._heart.waiting = client
         try:
-            link.send([finish, *commands] if finish else commands)
+            link.send(pack(finish) + wait_and_take if finish else wait_and_take)
             if finish and self._accepted(link.read()):
                 self._unsent = self.current = None
             elif finish:
@@ -135,7 +135,7 @@ class Worker:
         if isinstance(woken, redis.ResponseError):
             raise woken
         if isinstance(taken, redis.exceptions.NoScriptError):
-            taken = self._transport.exchange(commands[1])[0]
+            taken = self._transport.exchange(self.post.take(order))[0]
         if isinstance(taken, redis.ResponseError):
             raise taken
         claim = self.post.parse_take(taken, order)
@@ -146,9 +146,9 @@ class Worker:
             return
         self._handle(claim)
 
-    def _next_order(self) -> list[Route]:
+    def _next_turn(self) -> tuple[list[Route], bytes]:
         self._turns += 1
-        return self.post.rotated(self._turns)
+        return self.post.turn(self._turns)
 
     def _handle(self, claim: Claim) -> None:
         """Run a claimed job; its outcome is left in ``_unsent``."""

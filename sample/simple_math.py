@@ -8,7 +8,7 @@ bus = redis_bus.Bus("sample_playground", prefix="math_")
 
 
 @bus.register(cache_key="{a}/{b}")
-def sum(a, b):  # noqa: A001 - the name that callers see is math_sum
+def sum(a, b):
     """Return a + b."""
     return a + b
 

@@ -1,0 +1,130 @@
+"""What the commands share: options, exit codes, and errors in words for people."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import re
+from collections.abc import Callable, Iterator
+from enum import IntEnum
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from .bus import Bus
+from .errors import BusError, CallTimeout, ConnectionLost, NoWorkers
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# What stands before the @ of a URL, wherever that turns up in a text.
+_CREDENTIALS = re.compile(r"(\w://)[^\s'\"]*@")
+_PASSWORD_ARGUMENT = re.compile(r"([?&]\w*password=)[^\s'\"&]+", re.IGNORECASE)
+# How redis-py begins to say that there is no connection; what follows is the reason.
+_REFUSED = re.compile(r"Error \S+ connecting to .*?\. (?P<reason>.*)", re.DOTALL)
+
+
+class Exit(IntEnum):
+    """The exit codes; scripts rely on them."""
+
+    OK = 0
+    REMOTE_ERROR = 1
+    USAGE = 2
+    NO_WORKERS = 3
+    TIMEOUT = 4
+    NO_REDIS = 5
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+option = functools.partial(click.option, show_envvar=True)
+
+
+def url_option(command: F) -> F:
+    """Add --url, which has one environment variable for all commands."""
+    decorate = option(
+        "--url",
+        envvar="REDIS_BUS_URL",
+        metavar="URL",
+        help="Where Redis is; else REDIS_URL, else redis://localhost:6379/0.",
+    )
+    return decorate(command)
+
+
+def json_option(command: F) -> F:
+    """Add --json."""
+    return option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
+
+
+def yes_option(command: F) -> F:
+    """Add --yes."""
+    return option("-y", "--yes", is_flag=True, help="Do it without asking first.")(command)
+
+
+@contextlib.contextmanager
+def opened(name: str, url: str | None) -> Iterator[Bus]:
+    """Open a bus; what is wrong with its name or URL is a usage error."""
+    try:
+        bus = Bus(name, url=url)
+    except ValueError as error:
+        raise click.UsageError(hide_passwords(str(error))) from None
+    with bus:
+        yield bus
+
+
+def confirm(question: str) -> bool:
+    """Ask before something is destroyed; where nobody can answer, say how to do without."""
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort as error:
+        if isinstance(error.__context__, EOFError):
+            click.echo(err=True)
+            fail("nothing is deleted: nobody answered; --yes does it without asking", Exit.USAGE)
+        raise
+
+
+def print_json(value: object) -> None:
+    """Print a value that JSON has, for people and programs alike."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def first_line(text: str | None) -> str:
+    """Return the first line of a docstring."""
+    return (text or "").strip().partition("\n")[0].strip()
+
+
+def fail(text: str, code: Exit) -> NoReturn:
+    """Say in one line what is wrong, and exit."""
+    click.echo(f"redis-bus: {hide_passwords(text)}", err=True)
+    raise click.exceptions.Exit(code)
+
+
+def hide_passwords(text: str) -> str:
+    """Return a text in which no URL shows its password."""
+    return _PASSWORD_ARGUMENT.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", text))
+
+
+def describe(error: BusError) -> str:
+    """Return what a person needs to know of an error of the bus, in one line."""
+    refused = _REFUSED.fullmatch(str(error.__cause__ or ""))
+    if not isinstance(error, ConnectionLost) or refused is None:
+        return " ".join(str(error).split())
+    address = str(error).partition(": Error ")[0].removeprefix("Redis at ")
+    reason = refused["reason"].strip().rstrip(".")
+    return (
+        f"no Redis at {address} ({reason}). Three ways out: "
+        "redis-bus --embedded TARGET brings its own; "
+        "start one (apt install redis-server); "
+        "or say where yours is with --url or REDIS_BUS_URL"
+    )
+
+
+def exit_code(error: BusError) -> Exit:
+    """Return the exit code that an error of the bus ends a command with."""
+    if isinstance(error, NoWorkers):
+        return Exit.NO_WORKERS
+    if isinstance(error, CallTimeout):
+        return Exit.TIMEOUT
+    if isinstance(error, ConnectionLost):
+        return Exit.NO_REDIS
+    return Exit.REMOTE_ERROR

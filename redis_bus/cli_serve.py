@@ -1,0 +1,272 @@
+"""``redis-bus TARGET``: serve the bus of a user's module until a signal ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+import click
+from click.core import ParameterSource
+
+from .bus import Bus
+from .cli_common import Exit, fail, hide_passwords, option, url_option
+from .cli_target import BadTarget, load_bus
+from .embedded import EmbeddedRedis, EmbeddedUnavailable
+from .transport import connect, describe_address
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+DEFAULT_PORT = 6379
+PROBE_SECONDS = 1.0
+SHUTDOWN_SECONDS = 30.0
+NAMES_SHOWN = 6
+
+
+@click.command()
+@click.argument("target")
+@option("-p", "--pattern", metavar="GLOB", help="Only the methods that match, such as 'math_*'.")
+@option("-d", "--debug", is_flag=True, help="On an exception, open pdb in the frame that raised.")
+@option("-b", "--burst", is_flag=True, help="Run what is queued now, then exit.")
+@option(
+    "--shutdown-timeout",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    default=SHUTDOWN_SECONDS,
+    show_default=True,
+    help="How long a running job may go on after the first SIGTERM or ctrl-C.",
+)
+@url_option
+@option("--embedded", is_flag=True, help="Start a private Redis first, at the default address.")
+@click.option("--embedded-port", type=int, default=DEFAULT_PORT, hidden=True)
+@option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+    default="warning",
+    show_default=True,
+    help="The least serious messages to print.",
+)
+@option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How messages are printed, on stderr.",
+)
+@click.pass_context
+def serve(
+    context: click.Context,
+    target: str,
+    pattern: str | None,
+    debug: bool,
+    burst: bool,
+    shutdown_timeout: float,
+    url: str | None,
+    embedded: bool,
+    embedded_port: int,
+    log_level: str,
+    log_format: str,
+) -> None:
+    """Serve TARGET, a bus such as simple_math.bus in the current folder.
+
+    It runs until SIGTERM or ctrl-C: the first lets the running job finish, a second stops at
+    once. `redis-bus TARGET` means the same: serve is the default command.
+    """
+    if embedded and context.get_parameter_source("url") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--embedded brings its own Redis: leave out --url")
+    _set_up_logging(log_level, log_format)
+    say = _say_json if log_format == "json" else _say_text
+    with _ended_by_sigterm(), contextlib.ExitStack() as stack:
+        if embedded:
+            url, told = _embedded_url(stack, embedded_port)
+            say(told)
+        if url:
+            # The module makes its bus itself: this is where it looks for the address.
+            os.environ["REDIS_BUS_URL"] = url
+        try:
+            bus = load_bus(target)
+            methods = _served(bus, target, pattern)
+        except BadTarget as error:
+            fail(str(error), Exit.USAGE)
+        if url and bus.transport.address != _address(url):
+            say(f"{target} names its own Redis, {bus.transport.address}, which counts")
+        bus.transport.exchange(("PING",))
+        stop = "" if burst else "; ctrl-C stops"
+        say(f"serving {methods} on bus {bus.name!r} at {bus.transport.address}{stop}")
+        with _bounded_shutdown(shutdown_timeout):
+            if burst:
+                done = bus.serve_once(pattern, debug)
+                say(f"ran {done} job{'' if done == 1 else 's'}")
+            else:
+                bus.serve(pattern, debug)
+
+
+def _served(bus: Bus, target: str, pattern: str | None) -> str:
+    """Return, for people, which methods are served. Raises BadTarget where there are none."""
+    names = sorted(bus._registrations)
+    chosen = [name for name in names if pattern is None or fnmatch.fnmatchcase(name, pattern)]
+    if not chosen:
+        raise BadTarget(f"no method of {target} matches {pattern!r}; it has {_shorten(names)}")
+    for name in chosen:
+        try:
+            bus.first_target(name)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - may import a user's module
+            raise BadTarget(f"method {name!r} cannot be served: {error}") from None
+    return _shorten(chosen)
+
+
+def _shorten(names: list[str]) -> str:
+    if len(names) <= NAMES_SHOWN:
+        return ", ".join(names)
+    return f"{len(names)} methods ({', '.join(names[:3])}, ...)"
+
+
+def _address(url: str) -> str:
+    try:
+        return describe_address(connect(url).connection_pool.connection_kwargs)
+    except ValueError as error:
+        raise click.UsageError(hide_passwords(str(error))) from None
+
+
+# -- the private Redis ------------------------------------------------------------------------
+
+
+def _embedded_url(stack: contextlib.ExitStack, port: int) -> tuple[str, str]:
+    """Start a private Redis, or find the one that is there; return its URL and what to say."""
+    for last_try in (False, True):
+        listener = _what_listens(port)
+        if listener == "redis":
+            url = f"redis://localhost:{port}/0"
+            return url, f"port {port} is taken by a Redis already: {url} is used"
+        try:
+            server = stack.enter_context(EmbeddedRedis(port=port if listener == "nothing" else 0))
+        except EmbeddedUnavailable:
+            # Somebody else may have taken the port since it was looked at.
+            if last_try or _what_listens(port) == "nothing":
+                raise
+            continue
+        if listener == "nothing":
+            ends = "it ends with this process"
+            return server.url, f"a private Redis is at {server.url}; {ends}"
+        return server.url, (
+            f"port {port} is taken by something else: a private Redis is at {server.url}; "
+            f"other terminals find it with REDIS_BUS_URL={server.url}"
+        )
+    raise AssertionError("the last try returns or raises")
+
+
+def _what_listens(port: int) -> str:
+    """Return what answers on a port of the loopback interface: nothing, redis or other."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), PROBE_SECONDS) as probe:
+            probe.settimeout(PROBE_SECONDS)
+            probe.sendall(b"PING\r\n")
+            answer = probe.recv(64)
+    except ConnectionRefusedError:
+        return "nothing"
+    except OSError:
+        return "other"
+    # A Redis that wants a password, or is still loading, is a Redis all the same.
+    return "redis" if answer.startswith((b"+PONG", b"-NOAUTH", b"-LOADING")) else "other"
+
+
+# -- signals ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Clean up on a SIGTERM that comes before, or after, the worker looks after signals."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(Exit.TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _bounded_shutdown(seconds: float) -> Iterator[None]:
+    """So long after the first signal, send this process a second: the worker then stops at once.
+
+    Signals are seen through a wakeup socket, so the worker's own handlers stay as they are.
+    """
+    ended = threading.Event()
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def watch() -> None:
+        while True:
+            numbers = reader.recv(64)
+            if not numbers:
+                return
+            if any(number in SIGNALS for number in numbers):
+                break
+        if not ended.wait(seconds):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=watch, name="redis-bus shutdown", daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        ended.set()
+        signal.set_wakeup_fd(before)
+        writer.close()
+        thread.join()
+        reader.close()
+
+
+# -- messages ---------------------------------------------------------------------------------
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line, for programs that collect logs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": hide_passwords(record.getMessage()),
+        }
+        if record.exc_info:
+            fields["traceback"] = hide_passwords(self.formatException(record.exc_info))
+        return json.dumps(fields, ensure_ascii=False)
+
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return hide_passwords(super().format(record))
+
+
+def _set_up_logging(level: str, form: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    text = _TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(_JsonFormatter() if form == "json" else text)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+
+
+def _say_text(text: str) -> None:
+    click.echo(f"redis-bus: {hide_passwords(text)}", err=True)
+
+
+def _say_json(text: str) -> None:
+    record = logging.LogRecord("redis_bus", logging.INFO, __file__, 0, text, None, None)
+    click.echo(_JsonFormatter().format(record), err=True)
+
+

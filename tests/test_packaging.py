@@ -1,0 +1,96 @@
+"""The scripts are found however the package was installed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+PROGRAM = """
+import pathlib, redis_bus
+from redis_bus import scripts
+print(pathlib.Path(redis_bus.__file__).resolve().parent)
+print(*sorted(scripts.load()))
+"""
+NAMES = sorted(path.stem for path in (ROOT / "lua").glob("*.lua"))
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project as a clone has it: building leaves files behind."""
+    folder = tmp_path_factory.mktemp("tree")
+    for name in ("redis_bus", "lua", "sample"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.rst", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
+    """A new environment with our dependencies and without us."""
+    folder = tmp_path / "venv"
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(subprocess.check_output([python, "-c", where], text=True).strip())
+    # A folder named in a .pth is searched, but its own .pth files (an editable redis_bus) are not.
+    (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    return python
+
+
+def run(*command: object, cwd: Path) -> str:
+    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def installed(python: Path, cwd: Path) -> tuple[Path, list[str]]:
+    where, names = run(python, "-c", PROGRAM, cwd=cwd).splitlines()
+    return Path(where), names.split()
+
+
+def install(python: Path, *what: object, cwd: Path) -> None:
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", *what, cwd=cwd)
+
+
+def test_a_wheel_has_the_scripts(tree: Path, python: Path, tmp_path: Path) -> None:
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, tree, cwd=tmp_path)
+    install(python, next(tmp_path.glob("*.whl")), cwd=tmp_path)
+    where, names = installed(python, tmp_path)
+    assert where.is_relative_to(tmp_path / "venv")
+    assert names == NAMES
+    assert (where / "sample" / "rng.py").is_file()
+    assert (where / "py.typed").is_file()
+
+
+def test_a_wheel_made_from_the_sdist_has_the_scripts(
+    tree: Path, python: Path, tmp_path: Path
+) -> None:
+    run(sys.executable, "-m", "build", "--outdir", tmp_path, tree, cwd=tmp_path)
+    assert next(tmp_path.glob("*.tar.gz"))
+    install(python, next(tmp_path.glob("*.whl")), cwd=tmp_path)
+    where, names = installed(python, tmp_path)
+    assert where.is_relative_to(tmp_path / "venv")
+    assert names == NAMES
+
+
+def test_an_editable_install_has_the_scripts(tree: Path, python: Path, tmp_path: Path) -> None:
+    install(python, "--editable", tree, cwd=tmp_path)
+    where, names = installed(python, tmp_path)
+    assert where == tree / "redis_bus"
+    assert names == NAMES
+
+
+def test_what_is_needed_at_run_time_is_three_packages(tree: Path) -> None:
+    import importlib.metadata
+
+    needed = [r for r in importlib.metadata.requires("redis_bus") or [] if "extra ==" not in r]
+    assert sorted(r.partition(">")[0] for r in needed) == ["click", "msgpack", "redis[hiredis]"]
