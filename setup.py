@@ -34,6 +34,7 @@ setup(
             "pexpect>=4.9",
             "ipython>=8",
             "build>=1.2",
+            "docutils>=0.20",
             "mypy>=1.10",
             "ruff>=0.6",
             *EMBEDDED,

@@ -31,7 +31,7 @@ if leader == job then
 end
 if leader and flown == generation then
   write_flight(flight, leader, flown, 1, 'KEEPTTL')
-  put_reply(reply, 'm' .. leader, keep)
+  put_reply(reply, '>' .. leader, keep)
   redis.call('HDEL', running, job)
   return 'moved'
 end

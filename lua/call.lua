@@ -1,14 +1,12 @@
 -- call: answer from the cache, join the flight, or enqueue: decided in one step.
 --
--- KEYS  meta, stats, queue, wake, reply (of this job), pending, serving
---       cache, flight   only where the method has a cache_key
+-- KEYS  meta, stats, queue, wake, reply, pending, serving; where it has a cache_key: cache, flight
 -- ARGV  method, etag, job, and:
 --   budget  until nobody waits any more; 0: no deadline
 --   mode    'wait': the caller blocks on reply already, so it gets a refusal there too;
---           'call': it waits once it knows for what; 'run': the outcome is kept
+--           'call': it waits once it knows for what; 'run': the outcome is kept for `keep`
 --   limit   jobs that may wait in the queue; 0: any number
 --   fast    '1': refuse where no worker alive serves the method
---   keep    how long the outcome of a run is kept
 --   lease   how long a flight outlives its budget, of which at most `cap` counts
 --   key, body   the cache key and the arguments, as the worker shall get them
 -- Returns {'hit', entry}, {'joined', job}, {'queued', job, now}, or a refusal:
@@ -21,6 +19,8 @@
 -- include: write_flight
 -- include: reply
 -- include: put_job
+-- include: count
+-- include: note_pending
 local meta, stats, queue, wake, reply, pending, serving, cache, flight = unpack(KEYS)
 local method, etag, job, budget, mode, limit, fast, keep, lease, cap, key, body = unpack(ARGV)
 
@@ -45,14 +45,14 @@ if entry and mode == 'run' then
 end
 local full = limit ~= '0' and redis.call('LLEN', queue) >= tonumber(limit)
 if fresh or (entry and (flown == generation or full)) then
-  redis.call('HINCRBY', stats, 'hits', 1)
+  count(stats, 'hits', 1)
   return {'hit', entry}
 end
 if flown == generation then
   if shared == '0' then
     write_flight(flight, leader, flown, 1, 'KEEPTTL')
   end
-  redis.call('HINCRBY', stats, 'joins', 1)
+  count(stats, 'joins', 1)
   return {'joined', leader}
 end
 if not entry and fast == '1' and redis.call('ZCOUNT', serving, now, '+inf') == 0 then
@@ -61,7 +61,6 @@ end
 if full then
   return refuse('full')
 end
-
 if entry then
   -- Past its soft expiry: the caller is served at once, and one refresh runs behind it.
   job, mode = job .. 'r', 'refresh'
@@ -72,11 +71,10 @@ if flight then
   write_flight(flight, job, generation, 0, 'PX', life)
 end
 if mode == 'run' then
-  redis.call('HSET', pending, job, flight and 'k' .. key or '')
-  redis.call('PEXPIRE', pending, keep)
+  note_pending(pending, job, flight and key, keep)
 end
-local deadline = budget > 0 and now + budget or 0
+local deadline = budget > 0 and string.format('%.0f', now + budget) or 0
 local head = {job, 1, deadline, now, etag, mode, generation, flight and #key or '-'}
 put_job('RPUSH', queue, wake, table.concat(head, ' ') .. '\n' .. key .. body)
-redis.call('HINCRBY', stats, entry and 'hits' or 'queued', 1)
+count(stats, entry and 'hits' or 'queued', 1)
 return entry and {'hit', entry} or {'queued', job, now}

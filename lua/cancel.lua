@@ -5,8 +5,8 @@
 -- ARGV  job, outcome (that it was cancelled), keep (ms that the outcome is kept)
 --
 -- Returns 'cancelled', 'late' (taken, finished, cancelled before or not to be cancelled), or
--- 'shared' (others wait for it). Its queue entry stays until `take` passes over it.
--- Sent twice, the second answers 'late'.
+-- 'shared' (others wait for it; or they may, as the flight that would tell is gone).
+-- Its queue entry stays until `take` passes over it. Sent twice, the second answers 'late'.
 -- include: read_flight
 -- include: reply
 local pending, reply, flight = unpack(KEYS)
@@ -15,11 +15,11 @@ local job, outcome, keep = unpack(ARGV)
 if redis.call('HEXISTS', pending, job) == 0 then
   return 'late'
 end
-local leader, _, shared = read_flight(flight)
-if leader == job and shared == '1' then
-  return 'shared'
-end
-if leader == job then
+if flight then
+  local leader, _, shared = read_flight(flight)
+  if leader ~= job or shared == '1' then
+    return 'shared'
+  end
   redis.call('DEL', flight)
 end
 redis.call('HDEL', pending, job)

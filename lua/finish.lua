@@ -16,6 +16,7 @@
 -- happens. An outcome beginning with 'e' is an error and is never stored. Times are in ms.
 -- Sent twice, the second is fenced.
 -- include: clock
+-- include: count
 -- include: meta
 -- include: read_flight
 -- include: reply
@@ -26,11 +27,11 @@ alone, deadline = tonumber(alone), tonumber(deadline)
 if redis.call('HDEL', running, job) == 0 then
   return 'fenced'
 end
-redis.call('HINCRBY', stats, 'runs', 1)
-redis.call('HINCRBY', stats, 'run_us', spent)
+count(stats, 'runs', 1)
+count(stats, 'run_us', spent)
 local failed = string.sub(outcome, 1, 1) == 'e'
 if failed then
-  redis.call('HINCRBY', stats, 'errors', 1)
+  count(stats, 'errors', 1)
 end
 
 local function store()

@@ -5,6 +5,7 @@
 --
 -- Returns {alive workers, jobs in the queue, whether that job waits in it still: 1, 0}.
 -- The queue is first in, first out: what was enqueued after its head is in it.
+-- Sent twice, it reads twice.
 -- include: clock
 local queue, serving = KEYS[1], KEYS[2]
 local job, enqueued = ARGV[1], tonumber(ARGV[2])
@@ -14,5 +15,5 @@ local first, since
 if head then
   first, since = string.match(head, '^(%S+) %d+ %d+ (%d+) ')
 end
-local waits = since and enqueued > 0 and (first == job or tonumber(since) < enqueued)
+local waits = since and (first == job or tonumber(since) < enqueued)
 return {alive, redis.call('LLEN', queue), waits and 1 or 0}

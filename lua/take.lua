@@ -52,16 +52,19 @@ local function claim(index, token)
   return entry and {0, entry, now, method}
 end
 
-local tokens = {}
+local tokens, found = {}, nil
 for index = 3, #KEYS, 2 do
   if redis.call('EXISTS', KEYS[index + 1]) == 1 then
     tokens[#tokens + 1] = index
-  else
-    local job = claim(index, false)
-    if job then
-      return job
-    end
+  elseif not found then
+    found = claim(index, false)
+  elseif redis.call('EXISTS', KEYS[index]) == 1 then
+    -- This may be the token that the worker popped, and who else is about to take serves less.
+    redis.call('RPUSH', KEYS[index + 1], 1)
   end
+end
+if found then
+  return found
 end
 for _, index in ipairs(tokens) do
   local job = claim(index, true)

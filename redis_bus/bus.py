@@ -201,7 +201,7 @@ class Bus:
     def _no_such_method(self, name: str) -> str:
         known = self.all_methods()
         text = f"bus {self.name!r} has no method {name!r}"
-        close = difflib.get_close_matches(name, known, n=3)
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.7)
         if close:
             return f"{text}; did you mean {' or '.join(map(repr, close))}?"
         return f"{text}; it has {len(known)} others" if known else f"{text}, nor any other yet"
@@ -313,6 +313,12 @@ class Bus:
         except StopIteration as stop:
             value: T = stop.value
             return value
+        except RuntimeError as error:
+            # What Python makes of a StopIteration that a remote function raised.
+            cause = error.__cause__
+            if isinstance(cause, StopIteration):
+                raise cause from cause.__cause__
+            raise
 
     def look_up(self, name: str) -> Steps[Target]:
         """Ask what is published under a name; a method of our own is published first."""

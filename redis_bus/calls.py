@@ -322,14 +322,16 @@ def _warn_if_nobody(ticket: Ticket, deadline: Deadline) -> Steps[None]:
 
 def _too_late(ticket: Ticket, deadline: Deadline) -> Steps[CallTimeout]:
     """Return the error of a call whose time is up, with what the bus knows of it."""
-    text = f"{ticket.shown}: no reply in {deadline.budget:.3g} s"
+    budget = deadline.budget or 0.0
+    text = f"{ticket.shown}: no reply in {_shown_seconds(budget)} s"
     try:
         replies = yield Request((ticket.route.state(ticket.job, ticket.enqueued_ms),), 1.0)
     except BusError as error:
         return CallTimeout(f"{text} ({error})")
     alive, _, queued = replies[0]
     if queued:
-        since = f"queued {deadline.passed():.2g} s"
+        # Redis ends a wait up to 0.1 s late; that is not what the caller asked for.
+        since = f"queued {_shown_seconds(min(budget, deadline.passed()))} s"
     elif ticket.enqueued_ms:
         since = "taken by a worker, not finished"
     else:
@@ -337,6 +339,10 @@ def _too_late(ticket: Ticket, deadline: Deadline) -> Steps[CallTimeout]:
     workers = f"{alive} worker{'' if alive == 1 else 's'} alive"
     kind = CallTimeout if alive else NoWorkers
     return kind(f"{text} ({since}; {workers})")
+
+
+def _shown_seconds(seconds: float) -> str:
+    return f"{seconds:.3g}" if seconds < 100 else f"{seconds:.0f}"
 
 
 def _lost_message(shown: ShownCall | str, target: Target, error: ConnectionLost) -> str:

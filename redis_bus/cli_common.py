@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from .bus import Bus
+from .embedded import EmbeddedUnavailable
 from .errors import BusError, CallTimeout, ConnectionLost, NoWorkers
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -125,6 +126,6 @@ def exit_code(error: BusError) -> Exit:
         return Exit.NO_WORKERS
     if isinstance(error, CallTimeout):
         return Exit.TIMEOUT
-    if isinstance(error, ConnectionLost):
+    if isinstance(error, (ConnectionLost, EmbeddedUnavailable)):
         return Exit.NO_REDIS
     return Exit.REMOTE_ERROR

@@ -7,31 +7,27 @@ import fnmatch
 import json
 import logging
 import os
-import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from types import FrameType
 
 import click
 from click.core import ParameterSource
 
 from .bus import Bus
 from .cli_common import Exit, fail, hide_passwords, option, url_option
+from .cli_signals import EndingSignals, bounded_shutdown
 from .cli_target import BadTarget, load_bus
 from .embedded import EmbeddedRedis, EmbeddedUnavailable
 from .transport import connect, describe_address
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 DEFAULT_PORT = 6379
 PROBE_SECONDS = 1.0
 SHUTDOWN_SECONDS = 30.0
 NAMES_SHOWN = 6
 
 
-@click.command()
+@click.command(short_help="Serve a bus of a module (the default command).")
 @click.argument("target")
 @option("-p", "--pattern", metavar="GLOB", help="Only the methods that match, such as 'math_*'.")
 @option("-d", "--debug", is_flag=True, help="On an exception, open pdb in the frame that raised.")
@@ -84,10 +80,13 @@ def serve(
         raise click.UsageError("--embedded brings its own Redis: leave out --url")
     _set_up_logging(log_level, log_format)
     say = _say_json if log_format == "json" else _say_text
-    with _ended_by_sigterm(), contextlib.ExitStack() as stack:
+    with EndingSignals() as signals, contextlib.ExitStack() as stack:
         if embedded:
-            url, told = _embedded_url(stack, embedded_port)
+            with signals.held():
+                url, told = _embedded_url(stack, embedded_port)
+                stack.callback(signals.ignore)
             say(told)
+        address = _address(url) if url else None
         if url:
             # The module makes its bus itself: this is where it looks for the address.
             os.environ["REDIS_BUS_URL"] = url
@@ -95,13 +94,15 @@ def serve(
             bus = load_bus(target)
             methods = _served(bus, target, pattern)
         except BadTarget as error:
+            signals.check()  # a signal during the import ends it, too
             fail(str(error), Exit.USAGE)
-        if url and bus.transport.address != _address(url):
+        if address and bus.transport.address != address:
             say(f"{target} names its own Redis, {bus.transport.address}, which counts")
         bus.transport.exchange(("PING",))
+        signals.serving()
         stop = "" if burst else "; ctrl-C stops"
         say(f"serving {methods} on bus {bus.name!r} at {bus.transport.address}{stop}")
-        with _bounded_shutdown(shutdown_timeout):
+        with bounded_shutdown(shutdown_timeout):
             if burst:
                 done = bus.serve_once(pattern, debug)
                 say(f"ran {done} job{'' if done == 1 else 's'}")
@@ -178,56 +179,6 @@ def _what_listens(port: int) -> str:
     return "redis" if answer.startswith((b"+PONG", b"-NOAUTH", b"-LOADING")) else "other"
 
 
-# -- signals ----------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Clean up on a SIGTERM that comes before, or after, the worker looks after signals."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(Exit.TERMINATED)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _bounded_shutdown(seconds: float) -> Iterator[None]:
-    """So long after the first signal, send this process a second: the worker then stops at once.
-
-    Signals are seen through a wakeup socket, so the worker's own handlers stay as they are.
-    """
-    ended = threading.Event()
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-
-    def watch() -> None:
-        while True:
-            numbers = reader.recv(64)
-            if not numbers:
-                return
-            if any(number in SIGNALS for number in numbers):
-                break
-        if not ended.wait(seconds):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=watch, name="redis-bus shutdown", daemon=True)
-    thread.start()
-    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    try:
-        yield
-    finally:
-        ended.set()
-        signal.set_wakeup_fd(before)
-        writer.close()
-        thread.join()
-        reader.close()
-
-
 # -- messages ---------------------------------------------------------------------------------
 
 
@@ -268,5 +219,3 @@ def _say_text(text: str) -> None:
 def _say_json(text: str) -> None:
     record = logging.LogRecord("redis_bus", logging.INFO, __file__, 0, text, None, None)
     click.echo(_JsonFormatter().format(record), err=True)
-
-

@@ -79,8 +79,10 @@ def _describe_failure(name: str, error: BaseException) -> str:
     ]
     frames = [frame for frame in frames if frame.filename != __file__]
     own = [frame for frame in frames if _is_users(frame.filename)]
-    place = (own or frames or [None])[-1]
-    where = f" ({_short_path(place.filename)}, line {place.lineno})" if place else ""
+    where = ""
+    if frames:
+        place = (own or frames)[-1]
+        where = f" ({_short_path(place.filename)}, line {place.lineno})"
     return f"the import of {name!r} failed: {words}{where}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from .descriptor import from_json
 from .directory import publish
 from .errors import BusError, ProtocolError
 from .protocol import LEASE_MS, methods_key
+from .stop_flag import StopFlag
 from .target import Target
 
 if TYPE_CHECKING:
@@ -27,9 +29,7 @@ UNBLOCK_SECONDS = 0.05
 class Heart:
     """A thread beside a worker; it beats also while a job holds the worker for long."""
 
-    def __init__(
-        self, worker: Worker, targets: Sequence[Target], stopping: threading.Event
-    ) -> None:
+    def __init__(self, worker: Worker, targets: Sequence[Target], stopping: StopFlag) -> None:
         self.waiting: int | None = None  # the client id of the worker's connection, while it waits
         self._worker = worker
         self._targets = {target.name: target for target in targets}
@@ -57,6 +57,8 @@ class Heart:
             logger.warning("worker %s: it cannot say that it leaves: %s", self._worker.id, error)
 
     def _run(self) -> None:
+        # A signal that comes to this thread would not end what the main thread waits for.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         healthy = True
         next_beat = time.monotonic() + BEAT_SECONDS
         while not self._ended.is_set():

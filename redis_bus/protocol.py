@@ -26,6 +26,7 @@ FLIGHT_CAP_MS = 60_000
 # worker is noticed.
 SLICE_SECONDS = 5.0
 NAME = re.compile(r"[A-Za-z0-9_.-]+\Z")
+JOB_ID = re.compile(r"[A-Za-z0-9_-]+\Z")
 METHOD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
 ERROR_TAG = b"e"
 MOVED_TAG = b">"
@@ -74,6 +75,13 @@ def check_method_name(name: str) -> str:
 def pack(*commands: Command) -> bytes:
     """Return commands as they go over the wire, in one piece."""
     return b"".join([_pack(command) for command in commands])
+
+
+def check_job_id(job: str) -> str:
+    """Return the id of a job. Raises ValueError where it is not one."""
+    if not JOB_ID.match(job):
+        raise ValueError(f"job id {job!r}: use one or more of A-Z a-z 0-9 _ -")
+    return job
 
 
 def evalsha(name: str, keys: Sequence[bytes | str], *args: bytes | str | int) -> Command:

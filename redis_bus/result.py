@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from . import calls, outcome
 from .deadline import Deadline
 from .errors import BusError
-from .protocol import Route, Service, check_method_name, check_prefix
+from .protocol import Route, Service, check_job_id, check_method_name, check_prefix
 
 if TYPE_CHECKING:
     from .bus import Bus
@@ -63,6 +63,7 @@ def parse_id(bus: str, text: str, keep_ms: int) -> tuple[Route, str]:
     parts = text.split(":")
     try:
         prefix, method, job = parts
+        check_job_id(job)
         service = Service(bus, check_prefix(prefix))
         route = Route(service, check_method_name(method), "", max_queue=None, keep_ms=keep_ms)
     except ValueError:

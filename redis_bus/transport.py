@@ -17,6 +17,8 @@ from .protocol import SLICE_SECONDS, Command, pack
 READ_SECONDS = SLICE_SECONDS + 5.0
 # A connection that was idle for longer is looked at before it is used again.
 FRESH_SECONDS = 0.5
+# How often scripts are loaded for one request: somebody may flush them again at any moment.
+LOAD_TRIES = 10
 
 
 class Link:
@@ -80,7 +82,7 @@ class Transport:
         be reached or was cut off, and BusError, with Redis's words, for an error reply.
         """
         replies: list[Any] = []
-        for _ in range(2):
+        for _ in range(LOAD_TRIES):
             rest = commands[len(replies) :]
             link = self.checkout()
             try:

@@ -31,6 +31,7 @@ from .protocol import (
 )
 from .registration import Registration
 from .runner import Runner, StopNow
+from .stop_flag import StopFlag
 from .target import Target
 from .transport import Link
 
@@ -59,7 +60,7 @@ class Worker:
         self.current: tuple[Route, Job] | None = None
         self._runner = Runner(served, debug=debug)
         self._transport = bus.transport
-        self._stopping = threading.Event()
+        self._stopping = StopFlag()
         self._heart = Heart(self, targets, self._stopping)
         self._out = threading.Event()
         self._unsent: Command | None = None
@@ -231,9 +232,13 @@ class Worker:
 
     def _bury(self, claim: Claim) -> None:
         dead = claim.route.dead
-        self._transport.exchange(
-            ("RPUSH", dead, claim.entry), ("LTRIM", dead, -DEAD_LETTERS_KEPT, -1)
-        )
+        commands: list[Command] = [
+            ("RPUSH", dead, claim.entry),
+            ("LTRIM", dead, -DEAD_LETTERS_KEPT, -1),
+        ]
+        if not claim.foreign:  # `take` read an id in it, and claimed it
+            commands.append(("HDEL", self.post.running, claim.entry.partition(b" ")[0]))
+        self._transport.exchange(*commands)
 
     # -- staying alive, and stopping ----------------------------------------------------------
 

@@ -459,6 +459,7 @@ def test_of_two_services_that_publish_one_name_the_last_wins_and_both_warn(
         assert caller.method() == "first"
         other.register("method")(second)
         with serving(other):
+            eventually(lambda: caller.method() == "second")  # it is published by then
             assert {caller.method() for _ in range(20)} == {"second"}
             mine = eventually(
                 lambda: [t for t in warnings_of(caplog) if "callers follow that one" in t]
@@ -470,6 +471,17 @@ def test_of_two_services_that_publish_one_name_the_last_wins_and_both_warn(
     assert len(theirs) == 1
     assert "first in process" in theirs[0]
     assert "second in process" in theirs[0]
+
+
+@pytest.mark.xfail(
+    strict=True, reason="a worker with an older registration takes jobs of the newer one"
+)
+def test_the_last_wins_also_where_both_have_one_prefix(bus: Bus, caller: Bus, other: Bus) -> None:
+    bus.register("method")(lambda: "first")
+    other.register("method")(lambda a=1: "second")
+    with serving(bus), serving(other):
+        eventually(lambda: (m := caller.get_method("method")) and "a=1" in repr(m))
+        assert {caller.method() for _ in range(40)} == {"second"}
 
 
 def test_publishing_the_same_again_warns_nobody(

@@ -7,7 +7,7 @@ local function live_entry(cache, generation)
     return nil
   end
   local _, last, written, soft = string.find(entry, '^(%d+) (%d+)\n')
-  if written ~= generation then
+  if not written or written ~= generation then
     return nil
   end
   return entry, tonumber(soft), last + 1

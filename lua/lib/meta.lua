@@ -1,7 +1,8 @@
 -- meta: one field a method, '<etag> <shape> <generation>'; etag and shape have 16 characters.
+-- Returns the three; nil where the method is not published, or the bytes are not ours.
 local function parse_meta(field)
   if not field then
     return nil
   end
-  return string.sub(field, 1, 16), string.sub(field, 18, 33), string.sub(field, 35)
+  return string.match(field, '^(%S+) (%S+) (%d+)$')
 end

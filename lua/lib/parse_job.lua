@@ -1,6 +1,15 @@
 -- A queue entry is a line of text, then the cache key and the arguments, as bytes:
 -- '<job> <attempt> <deadline> <enqueued> <etag> <mode> <generation> <key size, -: none>\n'
 -- Returns job, deadline, mode and key size; nil for bytes that are not ours.
+local modes = {wait = true, call = true, run = true, refresh = true}
 local function parse_job(entry)
-  return string.match(entry, '^(%S+) %d+ (%d+) %d+ %S+ (%a+) %d+ ([%d-]+)\n')
+  local job, deadline, mode, size, rest =
+    string.match(entry, '^([!-~]+) %d+ (%d+) %d+ [!-~]+ (%a+) %d+ ([%d-]+)\n()')
+  if not modes[mode] then
+    return nil
+  end
+  if size ~= '-' and (string.find(size, '-', 1, true) or tonumber(size) > #entry - rest + 1) then
+    return nil
+  end
+  return job, deadline, mode, size
 end

@@ -1,0 +1,121 @@
+"""The command line: ``redis-bus TARGET`` serves; the other commands look at a bus and act on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from . import __version__
+from .cli_call import call, cleanup, clear_cache
+from .cli_common import Exit, describe, exit_code, fail, opened, url_option
+from .cli_look import ls, ping, stats
+from .cli_serve import serve
+from .errors import BusError
+
+HELP = """Serve and call functions over Redis.
+
+A service registers functions on a bus and serves them. Any other process on the same Redis finds
+them by name, calls them as if they were its own, and gets cached answers without a worker.
+
+\b
+Examples:
+  redis-bus demo                              see all of it in five seconds
+  redis-bus simple_math.bus                   serve the object `bus` of simple_math.py
+  redis-bus --embedded simple_math.bus        the same, with a Redis of its own
+  redis-bus --debug simple_math.bus           the same, with pdb on an exception
+  redis-bus ls sample_playground              what is on a bus?
+  redis-bus call sample_playground math_sum 1 b=2
+  redis-bus shell sample_playground           a Python console with `bus` ready
+
+`redis-bus TARGET` is short for `redis-bus serve TARGET`: see `redis-bus serve --help`.
+Redis is looked for at --url, REDIS_BUS_URL, REDIS_URL, then redis://localhost:6379/0.
+
+\b
+Exit codes: 0 ok, 1 the remote function or the bus raised an error, 2 usage,
+3 no workers, 4 timeout, 5 no Redis, 130 interrupted.
+"""
+
+
+class Commands(click.Group):
+    """The commands, of which serve is the default; errors are told in words for people."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        args = self._url_behind_command(args)
+        if args and self._means_serve(args[0]):
+            args = ["serve", *args]
+        return super().parse_args(ctx, args)
+
+    def _url_behind_command(self, args: list[str]) -> list[str]:
+        """Let --url stand before a command as well: every command on Redis has it."""
+        length = 1 if args and args[0].startswith("--url=") else 2
+        if args and args[0].startswith("--url") and args[length : length + 1]:
+            name = args[length]
+            if name in self.commands:
+                return [name, *args[:length], *args[length + 1 :]]
+        return args
+
+    def _means_serve(self, first: str) -> bool:
+        """Whether the first argument is an option of serve, or a target and not a command."""
+        if first.startswith("-"):
+            return first not in ("--help", "-h", "--version", "--")
+        return first not in self.commands and any(mark in first for mark in ".:/")
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            hint = "To serve a bus, name its module too, such as simple_math.bus."
+            raise click.UsageError(f"{error.format_message()} {hint}", ctx) from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BusError as error:
+            fail(describe(error), exit_code(error))
+        except (KeyboardInterrupt, click.Abort):
+            click.echo(err=True)
+            raise click.exceptions.Exit(Exit.INTERRUPTED) from None
+
+
+@click.group(
+    cls=Commands,
+    help=HELP,
+    subcommand_metavar="TARGET | COMMAND [ARGS]...",
+    context_settings={
+        "auto_envvar_prefix": "REDIS_BUS",
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+    },
+)
+@click.version_option(__version__, prog_name="redis-bus")
+def main() -> None:
+    """The entry point; the help that people see is HELP."""
+
+
+@click.command(short_help="See all of it in a few seconds.")
+def demo() -> None:
+    """Show discovery, calls, the cache and errors, on a Redis of its own."""
+    from .demo import run
+
+    run()
+
+
+@click.command(short_help="Open a Python console with a bus ready.")
+@click.argument("bus", default="redis_bus")
+@url_option
+def shell(bus: str, url: str | None) -> None:
+    """Open a Python console in which `bus` is BUS (redis_bus if left out)."""
+    from .console import open_console
+
+    with opened(bus, url) as opened_bus:
+        open_console(opened_bus)
+
+
+for command in (serve, demo, ls, call, stats, clear_cache, cleanup, shell, ping):
+    main.add_command(command)
+
+if __name__ == "__main__":
+    main(prog_name="redis-bus")

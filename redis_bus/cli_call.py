@@ -1,0 +1,185 @@
+"""The commands that act on a bus: call, clear-cache, cleanup."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from .bus import Bus
+from .cli_common import (
+    Exit,
+    confirm,
+    describe,
+    exit_code,
+    fail,
+    hide_passwords,
+    json_option,
+    opened,
+    option,
+    print_json,
+    url_option,
+    yes_option,
+)
+from .codec import to_json
+from .errors import BusError, RemoteTraceback
+from .method import Method
+from .target import ShownCall
+
+# Negative numbers are arguments, not options.
+TAKES_VALUES = {"ignore_unknown_options": True}
+
+
+@click.command(short_help="Call a method and print what it returns.", context_settings=TAKES_VALUES)
+@click.argument("bus")
+@click.argument("method")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="How long to wait; else the method's own, else 30.",
+)
+@option("--fail-fast", is_flag=True, help="Fail at once if no worker is alive.")
+@json_option
+@url_option
+def call(
+    bus: str,
+    method: str,
+    args: Sequence[str],
+    timeout: float | None,
+    fail_fast: bool,
+    as_json: bool,
+    url: str | None,
+) -> None:
+    """Call METHOD of BUS and print what it returns.
+
+    ARGS are read as JSON, else as text: 1 is a number, '"1"' and one are texts, [1,2] is a list,
+    and b=2 is the keyword argument b. After -- everything is an argument.
+
+    Exit codes: 1 it raised (its traceback is on stderr), 2 the call is wrong, 3 no worker
+    serves it, 4 timeout, 5 no Redis.
+    """
+    values, keywords = _parse_arguments(args)
+    with opened(bus, url) as opened_bus:
+        remote = _find(opened_bus, method).options(fail_fast=fail_fast)
+        if timeout is not None:
+            remote = remote.options(timeout=timeout)
+        try:
+            result = remote(*values, **keywords)
+        except Exception as error:  # noqa: BLE001 - a remote function may raise anything
+            _fail_for(error)
+    if as_json:
+        print_json(to_json(result))
+    else:
+        click.echo(result if isinstance(result, str) else repr(result))
+
+
+@click.command("clear-cache", short_help="Forget cached values.", context_settings=TAKES_VALUES)
+@click.argument("bus")
+@click.argument("method")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@option("--all", "all_values", is_flag=True, help="Forget all cached values of the method.")
+@yes_option
+@url_option
+def clear_cache(
+    bus: str, method: str, args: Sequence[str], all_values: bool, yes: bool, url: str | None
+) -> None:
+    """Forget the cached value of METHOD for ARGS, or all its values.
+
+    ARGS are read as those of `redis-bus call`.
+    """
+    if all_values and args:
+        raise click.UsageError("either --all or the arguments of one value")
+    values, keywords = _parse_arguments(args)
+    with opened(bus, url) as opened_bus:
+        remote = _find(opened_bus, method)
+        try:
+            if all_values:
+                _clear_all(opened_bus, remote, yes=yes)
+                return
+            had = remote.clear_cache(*values, **keywords)
+        except TypeError as error:
+            more = "" if args or remote.cache_key is None else "; --all forgets all its values"
+            fail(f"{error}{more}", Exit.USAGE)
+    shown = ShownCall(method, values, keywords)
+    click.echo(f"{shown} is forgotten" if had else f"{shown} was not cached")
+
+
+def _clear_all(bus: Bus, remote: Method[..., Any], *, yes: bool) -> None:
+    if remote.cache_key is None:
+        raise TypeError(f"{remote.__name__}() has no cache_key: nothing of it is cached")
+    name = remote.__name__
+    if not yes and not confirm(f"Forget all cached values of {name} on bus {bus.name!r}?"):
+        click.echo("nothing is forgotten")
+        return
+    remote.clear_all_cache()
+    click.echo(f"all values of {name} are forgotten")
+
+
+@click.command(short_help="Delete all keys of a bus.")
+@click.argument("bus")
+@yes_option
+@url_option
+def cleanup(bus: str, yes: bool, url: str | None) -> None:
+    """Delete all keys of BUS: registrations, queues, results, cached values.
+
+    Workers that live register their methods again within seconds.
+    """
+    with opened(bus, url) as opened_bus:
+        address = opened_bus.transport.address
+        # Before it asks: without a Redis there is nothing to ask.
+        opened_bus.transport.exchange(("PING",))
+        if not yes and not confirm(f"Delete all keys of bus {bus!r} at {address}?"):
+            click.echo("nothing is deleted")
+            return
+        deleted = opened_bus.cleanup()
+    click.echo(f"deleted {deleted} key{'' if deleted == 1 else 's'} of bus {bus!r}")
+
+
+def _parse_arguments(args: Sequence[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    values: list[Any] = []
+    keywords: dict[str, Any] = {}
+    for text in args:
+        name, mark, value = text.partition("=")
+        if not mark or not name.isidentifier():
+            values.append(_parse_value(text))
+        elif name in keywords:
+            raise click.UsageError(f"{name}= is given twice")
+        else:
+            keywords[name] = _parse_value(value)
+    return tuple(values), keywords
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        # NaN and Infinity are no JSON, whatever Python's parser says.
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(text)
+
+
+def _find(bus: Bus, name: str) -> Method[..., Any]:
+    try:
+        return bus[name]
+    except KeyError as error:
+        fail(str(error.args[0]), Exit.USAGE)
+
+
+def _fail_for(error: Exception) -> NoReturn:
+    """End the command as what a call raised demands: was it here, on the bus, or over there?"""
+    if isinstance(error.__cause__, RemoteTraceback):
+        trace = error.__cause__.text.strip() or f"{type(error).__name__}: {error}"
+        click.echo(hide_passwords(trace), err=True)
+        raise click.exceptions.Exit(Exit.REMOTE_ERROR) from None
+    if isinstance(error, TypeError):
+        fail(str(error), Exit.USAGE)
+    if isinstance(error, BusError):
+        fail(describe(error), exit_code(error))
+    raise error

@@ -1,0 +1,184 @@
+"""The commands that look at a bus and change nothing: ls, stats, ping."""
+
+from __future__ import annotations
+
+import fnmatch
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import click
+
+from . import directory, signature
+from .bus import Bus
+from .cli_common import first_line, json_option, opened, print_json, url_option
+from .descriptor import Descriptor
+from .errors import BusError, ProtocolError
+from .protocol import Service
+
+PINGS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A method as `redis-bus ls` shows it."""
+
+    name: str
+    signature: str
+    cache_key: str | bool | None
+    doc: str
+    workers: int
+    queued: int
+
+
+@click.command(short_help="List the methods of a bus.")
+@click.argument("bus")
+@click.argument("pattern", required=False)
+@json_option
+@url_option
+def ls(bus: str, pattern: str | None, as_json: bool, url: str | None) -> None:
+    """List the methods of BUS, or those that match PATTERN, such as 'math_*'."""
+    with opened(bus, url) as opened_bus:
+        listed = _list(opened_bus)
+    chosen = [one for one in listed if pattern is None or fnmatch.fnmatchcase(one.name, pattern)]
+    if as_json:
+        print_json([asdict(one) for one in chosen])
+    elif chosen:
+        _print_methods(chosen)
+    elif listed:
+        click.echo(f"bus {bus!r}: none of its {_count(len(listed), 'method')} matches {pattern!r}")
+    else:
+        click.echo(f"bus {bus!r} has no methods: nothing was served on it yet")
+
+
+def _list(bus: Bus) -> list[Listed]:
+    stats = bus.stats()
+    nothing = {"workers": 0, "queued": 0}
+    return [
+        Listed(
+            name=descriptor.name,
+            signature=_signature(descriptor),
+            cache_key=descriptor.cache_key,
+            doc=first_line(descriptor.doc),
+            workers=int(stats.get(descriptor.name, nothing)["workers"]),
+            queued=int(stats.get(descriptor.name, nothing)["queued"]),
+        )
+        for descriptor in bus.drive(directory.list_descriptors(bus.name))
+    ]
+
+
+def _signature(descriptor: Descriptor) -> str:
+    try:
+        return str(signature.restore(descriptor.signature))
+    except ProtocolError:
+        return "(?)"
+
+
+def _print_methods(methods: Sequence[Listed]) -> None:
+    """Two lines a method: signatures and docstrings are too long for columns of a table."""
+    for one in methods:
+        facts = [_count(one.workers, "worker"), f"{one.queued} queued"]
+        if one.cache_key is not None:
+            facts.insert(0, f"cache_key={one.cache_key!r}")
+        head = click.style(one.name, bold=True) + one.signature
+        click.echo(f"{head}  [{', '.join(facts)}]")
+        if one.doc:
+            click.echo(f"    {one.doc}")
+
+
+@click.command(short_help="Show the counters of a bus.")
+@click.argument("bus")
+@json_option
+@url_option
+def stats(bus: str, as_json: bool, url: str | None) -> None:
+    """Show the counters of BUS: calls, cache hits, errors, queues, workers, latency."""
+    with opened(bus, url) as opened_bus:
+        counted = opened_bus.stats()
+    if as_json:
+        print_json([{"name": name, **fields} for name, fields in sorted(counted.items())])
+        return
+    if not counted:
+        click.echo(f"bus {bus!r} has no methods: nothing was served on it yet")
+        return
+    heads = ["calls", "hits", "joins", "errors", "queued", "workers"]
+    rows = [["method", *heads, "latency"]]
+    for name, fields in sorted(counted.items()):
+        latency = f"{fields['latency'] * 1000:.2f} ms" if fields["latency"] else "-"
+        rows.append([name, *(str(int(fields[head])) for head in heads), latency])
+    _print_table(rows)
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in columns, the first to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        click.echo("  ".join([row[0].ljust(widths[0]), *cells]))
+
+
+@click.command(short_help="Show latency to Redis, its version, who is alive.")
+@click.argument("bus", required=False)
+@json_option
+@url_option
+def ping(bus: str | None, as_json: bool, url: str | None) -> None:
+    """Show how far Redis is, which version it has, and who is alive on BUS."""
+    with opened(bus or "redis_bus", url) as opened_bus:
+        address = opened_bus.transport.address
+        latency_ms = _measure_ms(opened_bus)
+        server, version = _server_version(opened_bus)
+        found: dict[str, object] = {
+            "address": address,
+            "server": server,
+            "version": version,
+            "latency_ms": round(latency_ms, 3),
+        }
+        methods = workers = 0
+        if bus is not None:
+            methods, workers = len(opened_bus.all_methods()), _count_workers(opened_bus)
+            found |= {"bus": bus, "methods": methods, "workers": workers}
+    if as_json:
+        print_json(found)
+        return
+    click.echo(f"{server} {version} at {address}: {latency_ms:.2f} ms")
+    if bus is not None:
+        click.echo(f"bus {bus!r}: {_count(methods, 'method')}, {_count(workers, 'worker')} alive")
+
+
+def _measure_ms(bus: Bus) -> float:
+    times = []
+    for _ in range(PINGS + 1):
+        start = time.perf_counter()
+        bus.transport.exchange(("PING",))
+        times.append(time.perf_counter() - start)
+    # The first one makes the connection.
+    return statistics.median(times[1:]) * 1000
+
+
+def _server_version(bus: Bus) -> tuple[str, str]:
+    try:
+        reply = bus.transport.exchange(("INFO", "server"))[0]
+    except BusError:
+        # INFO needs a permission that a caller may not have.
+        return "Redis", "(version unknown)"
+    lines = bytes(reply).decode("utf-8", "replace").splitlines()
+    info = dict(line.split(":", 1) for line in lines if ":" in line)
+    if "valkey_version" in info:
+        return "Valkey", info["valkey_version"]
+    return "Redis", info.get("redis_version", "(version unknown)")
+
+
+def _count_workers(bus: Bus) -> int:
+    """Return how many workers are alive, each counted once, over all services of a bus."""
+    descriptors = bus.drive(directory.list_descriptors(bus.name))
+    seconds, micros = bus.transport.ask(("TIME",))[0]
+    now_ms = int(seconds) * 1000 + int(micros) // 1000
+    alive: set[bytes] = set()
+    for prefix in {descriptor.service for descriptor in descriptors}:
+        key = Service(bus.name, prefix).workers
+        alive.update(bus.transport.ask(("ZRANGEBYSCORE", key, now_ms, "+inf"))[0])
+    return len(alive)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

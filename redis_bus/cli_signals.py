@@ -1,0 +1,123 @@
+"""Signals of a command that owns processes and files: it ends, and cleans up after itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+from .cli_common import Exit
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+ENDING = (*STOPPING, signal.SIGHUP)
+
+
+class EndingSignals:
+    """Lets SIGTERM, SIGINT and SIGHUP end what runs in its ``with`` block.
+
+    The first one raises; those that follow are ignored, for cleaning up takes seconds at most.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[int, Any] = {}
+        self._came: int | None = None
+        self._held = False
+        self._serving = False
+
+    def __enter__(self) -> EndingSignals:
+        self._before = {number: signal.getsignal(number) for number in ENDING}
+        for number in STOPPING:
+            signal.signal(number, self._leave)
+        if self._before[signal.SIGHUP] is not signal.SIG_IGN:  # nohup ignores it
+            signal.signal(signal.SIGHUP, self._pass_on)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def ignore(self) -> None:
+        """Ignore signals from now on: only cleaning up is left to do."""
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)
+
+    def serving(self) -> None:
+        """Take a signal for the normal end from now on: exit code 0, as when the worker sees it."""
+        self.check()
+        self._serving = True
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let signals wait for the end of a block that starts a process.
+
+        What a handler raises inside a fork is printed and then lost; and a process that has
+        started must come into the hands of whoever stops it.
+        """
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        self.check()
+
+    def check(self) -> None:
+        """End now where a signal came earlier."""
+        if self._came is not None:
+            self.ignore()
+            if self._serving:
+                raise SystemExit(Exit.OK)
+            interrupted = self._came == signal.SIGINT
+            raise KeyboardInterrupt if interrupted else SystemExit(Exit.TERMINATED)
+
+    def _leave(self, number: int, frame: FrameType | None) -> None:
+        if self._came is None:
+            self._came = number
+        if not self._held:
+            self.check()
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        # A closed terminal ends a worker as SIGTERM does, whoever handles that just then.
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def bounded_shutdown(seconds: float) -> Iterator[None]:
+    """So long after the first signal, send this process a second: the worker then stops at once.
+
+    Signals are seen through a wakeup socket, so the worker's own handlers stay as they are.
+    """
+    ended = threading.Event()
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def watch() -> None:
+        while True:
+            numbers = reader.recv(64)
+            if not numbers:
+                return
+            if any(number in STOPPING for number in numbers):
+                break
+        if not ended.wait(seconds):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=watch, name="redis-bus shutdown", daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        ended.set()
+        signal.set_wakeup_fd(before)
+        writer.close()
+        thread.join()
+        reader.close()

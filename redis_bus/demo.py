@@ -1,0 +1,196 @@
+"""``redis-bus demo``: what the bus does, shown on a private Redis with real worker processes.
+
+Each line that is shown is the very text that runs, and what follows is what came back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.resources
+import inspect
+import os
+import pydoc
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from .bus import Bus
+from .cli_signals import EndingSignals
+from .embedded import EmbeddedRedis, die_with_parent
+from .errors import BusError
+
+SERVICES = ("rng.bus", "simple_math.bus")
+BUS = "sample_playground"
+METHODS = 5
+READY_SECONDS = 20.0
+STOP_SECONDS = 5.0
+POLL_SECONDS = 0.02
+
+# Lines that begin with # are told, all others are run and shown.
+STEPS = """
+# Nothing of rng.py or simple_math.py is imported here. Their methods are found through Redis:
+bus.all_methods()
+
+# They are called as if they were local:
+bus.random_uuid()
+bus.random_password(20)
+bus.math_sum(1, b=2)
+
+# They look local, too: signature and docstring are the callee's.
+inspect.signature(bus.random_password)
+help(bus.math_sum)
+
+# math_now is registered with cache_key='{seed}': one value for each seed, computed once.
+bus.math_now(1)
+bus.math_now(1)
+bus.math_now(2)
+
+# Forget one value; the next call computes a new one:
+bus.math_now.clear_cache(1)
+bus.math_now(1)
+
+# An exception arrives as its own type, below the traceback of the worker that raised it:
+bus.random_error()
+
+# What was counted: three runs of math_now, one answer from the cache.
+bus.stats()['math_now']
+
+# Delete every key of this bus, and no other key:
+bus.cleanup()
+"""
+
+
+class DemoFailed(BusError):
+    """A worker of the demo did not start; the message has its last words."""
+
+
+def run() -> None:
+    """Show the tour on standard output; leave no process and no file, however it ends."""
+    with EndingSignals() as signals, contextlib.ExitStack() as stack:
+        with signals.held():
+            server = stack.enter_context(EmbeddedRedis())
+        _tell("# A private Redis is started, on a socket in a temporary folder.")
+        _tell("# Two services are started on it, each in a process of its own:")
+        with _workers(server.url, signals) as workers, Bus(BUS, url=server.url) as bus:
+            for target in SERVICES:
+                click.echo(f"{_dim('$')} {click.style(f'redis-bus {target}', bold=True)}")
+            _wait_for_workers(bus, workers)
+            click.echo()
+            _show(STEPS, {"bus": bus, "inspect": inspect, "help": _help})
+            signals.ignore()
+    _tell("\n# The workers and the Redis of this demo are stopped. To go on:")
+    click.echo("  redis-bus --embedded simple_math.bus   serve, in the folder sample/")
+    click.echo("  redis-bus shell sample_playground      call it, from another terminal")
+
+
+def _show(steps: str, names: dict[str, Any]) -> None:
+    """Run steps as a console does, with what comes back below each."""
+    for line in steps.strip().splitlines():
+        if line.startswith("#"):
+            _tell(line)
+        elif not line:
+            click.echo()
+        else:
+            click.echo(f"{_dim('>>>')} {click.style(line, bold=True)}")
+            _run_line(line, names)
+
+
+def _run_line(line: str, names: dict[str, Any]) -> None:
+    try:
+        exec(compile(line, "<demo>", "single"), names)
+    except Exception as error:  # noqa: BLE001 - shown, as a console would
+        # Without the frames of this process: what matters is the worker's.
+        lines = traceback.format_exception(error.with_traceback(None))
+        click.echo("".join(lines).rstrip())
+
+
+def _help(thing: object) -> None:
+    """The built-in help(), without its pager: nobody shall have to press a key here."""
+    click.echo(pydoc.plain(pydoc.render_doc(thing, "Help on %s:")).rstrip())
+
+
+def _tell(text: str) -> None:
+    click.secho(text, fg="green")
+
+
+def _dim(text: str) -> str:
+    return click.style(text, dim=True)
+
+
+# -- the workers ------------------------------------------------------------------------------
+
+
+class _Worker:
+    """A process that serves one of the samples; its output goes to a file that has no name."""
+
+    def __init__(self, target: str, folder: Path, url: str) -> None:
+        self.target = target
+        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `wait`
+        # Nothing is written beside the samples, not even their bytecode.
+        kept = {name: v for name, v in os.environ.items() if not name.startswith("REDIS_BUS_")}
+        environment = {**kept, "REDIS_BUS_URL": url, "PYTHONDONTWRITEBYTECODE": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "redis_bus", "serve", target],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            # Ctrl-C in the terminal is for the demo, which stops its workers.
+            start_new_session=True,
+            preexec_fn=die_with_parent(),
+        )
+
+    def check(self) -> None:
+        """Raise DemoFailed where the process has ended."""
+        if self._process.poll() is not None:
+            self._output.seek(0)
+            said = self._output.read().decode("utf-8", "replace").strip() or "it said nothing"
+            raise DemoFailed(f"redis-bus {self.target} ended: {said.splitlines()[-1]}")
+
+    def ask_to_stop(self) -> None:
+        self._process.terminate()
+
+    def wait(self) -> None:
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._output.close()
+
+
+@contextlib.contextmanager
+def _workers(url: str, signals: EndingSignals) -> Iterator[list[_Worker]]:
+    """Serve the samples, each in a process of its own."""
+    folder = Path(str(importlib.resources.files("redis_bus.sample")))
+    workers: list[_Worker] = []
+    try:
+        for target in SERVICES:
+            with signals.held():
+                workers.append(_Worker(target, folder, url))
+        yield workers
+    finally:
+        for worker in workers:
+            worker.ask_to_stop()
+        for worker in workers:
+            worker.wait()
+
+
+def _wait_for_workers(bus: Bus, workers: list[_Worker]) -> None:
+    end = time.monotonic() + READY_SECONDS
+    while time.monotonic() < end:
+        counted = bus.stats().values()
+        if len(counted) == METHODS and all(fields["workers"] for fields in counted):
+            return
+        for worker in workers:
+            worker.check()
+        time.sleep(POLL_SECONDS)
+    raise DemoFailed(f"the samples were not served within {READY_SECONDS:g} s")
