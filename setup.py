@@ -1,4 +1,4 @@
-"""Packaging. The Lua scripts live in ``lua/`` and are installed as the package ``redis_bus.lua``."""
+"""Packaging. The Lua scripts in ``lua/`` are installed as the package ``redis_bus.lua``."""
 
 from pathlib import Path
 

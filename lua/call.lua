@@ -5,8 +5,8 @@
 --   budget  until nobody waits any more; 0: no deadline
 --   mode    'wait': the caller blocks on reply already, so it gets a refusal there too;
 --           'call': it waits once it knows for what; 'run': the outcome is kept for `keep`
---   limit   jobs that may wait in the queue; 0: any number
---   fast    '1': refuse where no worker alive serves the method
+--   limit   jobs that may wait; 0: any number;  fast  '1': refuse where no worker alive serves
+--   tries   how often the job may run, where workers die of it
 --   lease   how long a flight outlives its budget, of which at most `cap` counts
 --   key, body   the cache key and the arguments, as the worker shall get them
 -- Returns {'hit', entry}, {'joined', job}, {'queued', job, now}, or a refusal:
@@ -22,7 +22,8 @@
 -- include: count
 -- include: note_pending
 local meta, stats, queue, wake, reply, pending, serving, cache, flight = unpack(KEYS)
-local method, etag, job, budget, mode, limit, fast, keep, lease, cap, key, body = unpack(ARGV)
+local method, etag, job, budget, mode, limit, fast, tries = unpack(ARGV)
+local keep, lease, cap, key, body = unpack(ARGV, 9)
 
 local function refuse(word)
   if mode == 'wait' then
@@ -62,8 +63,7 @@ if full then
   return refuse('full')
 end
 if entry then
-  -- Past its soft expiry: the caller is served at once, and one refresh runs behind it.
-  job, mode = job .. 'r', 'refresh'
+  job, mode = job .. 'r', 'refresh' -- past its soft expiry: one runs behind this caller's back
 end
 budget = tonumber(budget)
 if flight then
@@ -74,7 +74,7 @@ if mode == 'run' then
   note_pending(pending, job, flight and key, keep)
 end
 local deadline = budget > 0 and string.format('%.0f', now + budget) or 0
-local head = {job, 1, deadline, now, etag, mode, generation, flight and #key or '-'}
-put_job('RPUSH', queue, wake, table.concat(head, ' ') .. '\n' .. key .. body)
+local line = {job, 1, tries, deadline, now, etag, mode, generation, flight and #key or '-', method}
+put_job('RPUSH', queue, wake, table.concat(line, ' ') .. '\n' .. key .. body)
 count(stats, entry and 'hits' or 'queued', 1)
 return entry and {'hit', entry} or {'queued', job, now}

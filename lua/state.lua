@@ -13,7 +13,7 @@ local alive = redis.call('ZCOUNT', serving, now_ms(), '+inf')
 local head = redis.call('LINDEX', queue, 0)
 local first, since
 if head then
-  first, since = string.match(head, '^(%S+) %d+ %d+ (%d+) ')
+  first, since = string.match(head, '^(%S+) %d+ %d+ %d+ (%d+) ')
 end
 local waits = since and (first == job or tonumber(since) < enqueued)
 return {alive, redis.call('LLEN', queue), waits and 1 or 0}

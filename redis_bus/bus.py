@@ -12,20 +12,17 @@ from typing import Any, ParamSpec, TypeVar
 import redis
 
 from . import codec, directory
-from .calls import Steps
-from .descriptor import Descriptor
-from .errors import BusError, ConnectionLost, ProtocolError
+from .core import Core
+from .errors import BusError, ConnectionLost
 from .method import Method
 from .protocol import check_bus_name, check_method_name, check_prefix
 from .registration import Registration, Settings
 from .result import AsyncResult, parse_id
-from .target import Target
 from .transport import Transport, connect
 from .worker import Worker
 
 P = ParamSpec("P")
 R = TypeVar("R")
-T = TypeVar("T")
 
 DEFAULT_URL = "redis://localhost:6379/0"
 DEFAULT_TIMEOUT = 30.0
@@ -67,10 +64,7 @@ class Bus:
         self.timeout = timeout
         self.serializer = codec.get_serializer(serializer)
         self.conn = connect(url or default_url(), **redis_kwargs) if conn is None else conn
-        self._transport = Transport(self.conn)
-        self._registrations: dict[str, Registration] = {}
-        self._unpublished: set[str] = set()
-        self._methods: dict[str, Method[..., Any]] = {}
+        self._core = Core(self.name, Transport(self.conn), self.serializer, timeout)
         self._worker: Worker | None = None
 
     # -- registering: local, without I/O ------------------------------------------------------
@@ -145,32 +139,30 @@ class Bus:
         )
         registration = Registration(function, name, self.prefix, settings)
         name = check_method_name(registration.name)
-        method: Method[P, R] = Method(self, name)
+        method: Method[P, R] = Method(self._core, name)
         if not registration.needs_import:
-            method.adopt(self._compile(registration))
-        self._registrations[name] = registration
-        self._unpublished.add(name)
-        self._methods[name] = method
+            method.adopt(self._core.compile(registration))
+        self._core.add(registration, method)
         return method
 
     # -- finding ------------------------------------------------------------------------------
 
     def all_methods(self) -> list[str]:
         """Return the names of the methods on the bus, sorted; those of every service."""
-        known = self.drive(directory.list_names(self.name))
-        return sorted({*known, *self._registrations})
+        known = self._core.drive(directory.list_names(self.name))
+        return sorted({*known, *self._core.registrations})
 
     def get_method(self, name: str) -> Method[..., Any] | None:
         """Return a method as it is published now; None where there is none of that name."""
-        method = self._methods.get(name)
+        method = self._core.methods.get(name)
         if method is None:
-            method = Method(self, name)
+            method = Method(self._core, name)
         try:
-            self.drive(method.refreshed())
+            self._core.drive(method.refreshed())
         except directory.UnknownMethod:
-            self._methods.pop(name, None)
+            self._core.methods.pop(name, None)
             return None
-        return self._methods.setdefault(name, method)
+        return self._core.methods.setdefault(name, method)
 
     def __getattr__(self, name: str) -> Method[..., Any]:
         # Consoles ask every object for these, and would wait for Redis each time.
@@ -182,7 +174,7 @@ class Bus:
             raise AttributeError(error.args[0]) from None
 
     def __getitem__(self, name: str) -> Method[..., Any]:
-        method = self._methods.get(name) or self.get_method(name)
+        method = self._core.methods.get(name) or self.get_method(name)
         if method is None:
             raise KeyError(self._no_such_method(name))
         return method
@@ -196,7 +188,7 @@ class Bus:
             return sorted(names | set(self.all_methods()))
         except ConnectionLost:
             # Completion in a console must not fail for want of a Redis.
-            return sorted(names | set(self._registrations))
+            return sorted(names | set(self._core.registrations))
 
     def _no_such_method(self, name: str) -> str:
         known = self.all_methods()
@@ -212,7 +204,7 @@ class Bus:
         Raises BusError for text that is no id.
         """
         keep_ms = max(1, round(self.result_expire * 1000))
-        return AsyncResult(self, *parse_id(self.name, id, keep_ms))
+        return AsyncResult(self._core, *parse_id(self.name, id, keep_ms))
 
     # -- serving ------------------------------------------------------------------------------
 
@@ -234,14 +226,14 @@ class Bus:
     def _make_worker(self, pattern: str | None, *, debug: bool) -> Worker:
         wanted = [
             registration
-            for name, registration in self._registrations.items()
+            for name, registration in self._core.registrations.items()
             if pattern is None or fnmatch.fnmatchcase(name, pattern)
         ]
         if not wanted:
-            what = f"matches {pattern!r}" if self._registrations else "is registered here"
+            what = f"matches {pattern!r}" if self._core.registrations else "is registered here"
             raise BusError(f"bus {self.name!r}: nothing to serve, no method {what}")
-        targets = [self._compile(registration) for registration in wanted]
-        self._worker = Worker(self, list(zip(wanted, targets, strict=True)), debug=debug)
+        targets = [self._core.compile(registration) for registration in wanted]
+        self._worker = Worker(self._core, list(zip(wanted, targets, strict=True)), debug=debug)
         return self._worker
 
     def stop(self) -> None:
@@ -258,23 +250,21 @@ class Bus:
         the run of another, ``errors`` the runs that raised; ``queued`` jobs wait now for
         ``workers`` alive; ``latency`` is the mean run in seconds.
         """
-        return self.drive(directory.stats(self.name, self.serializer))
+        return self._core.drive(directory.stats(self.name, self.serializer))
 
     def cleanup(self) -> int:
         """Delete all keys of this bus, by SCAN and UNLINK, and return how many there were.
 
         Registrations too: workers that live publish theirs again at their next heartbeat.
         """
-        deleted: int = self.drive(directory.cleanup(self.name))
-        self._unpublished.update(self._registrations)
-        for name in set(self._methods) - set(self._registrations):
-            del self._methods[name]
+        deleted: int = self._core.drive(directory.cleanup(self.name))
+        self._core.forget_published()
         return deleted
 
     def close(self) -> None:
         """Stop serving and close the connections; the bus can be used again."""
         self.stop()
-        self._transport.close()
+        self._core.transport.close()
 
     def __enter__(self) -> Bus:
         return self
@@ -289,72 +279,7 @@ class Bus:
 
     def __repr__(self) -> str:
         prefix = f", prefix={self.prefix!r}" if self.prefix else ""
-        return f"<Bus {self.name!r}{prefix} at {self._transport.address}>"
-
-    # -- for the other modules of this package ------------------------------------------------
-
-    @property
-    def transport(self) -> Transport:
-        """The bus's connections."""
-        return self._transport
-
-    def drive(self, steps: Steps[T]) -> T:
-        """Carry out steps over this bus's connections, and return what they return."""
-        exchange = self._transport.exchange
-        try:
-            request = next(steps)
-            while True:
-                try:
-                    replies = exchange(*request.commands, timeout=request.timeout)
-                except ConnectionLost as error:
-                    request = steps.throw(error)
-                else:
-                    request = steps.send(replies)
-        except StopIteration as stop:
-            value: T = stop.value
-            return value
-        except RuntimeError as error:
-            # What Python makes of a StopIteration that a remote function raised.
-            cause = error.__cause__
-            if isinstance(cause, StopIteration):
-                raise cause from cause.__cause__
-            raise
-
-    def look_up(self, name: str) -> Steps[Target]:
-        """Ask what is published under a name; a method of our own is published first."""
-        if name in self._unpublished:
-            yield from self.publish([self._registrations[name]])
-        try:
-            descriptor = yield from directory.look_up(self.name, name)
-        except directory.UnknownMethod:
-            if name not in self._registrations:
-                raise
-            yield from self.publish([self._registrations[name]])
-            descriptor = yield from directory.look_up(self.name, name)
-        return self._target(descriptor)
-
-    def first_target(self, name: str) -> Target:
-        """Return what a method of this process, or else of the bus, is. Raises UnknownMethod."""
-        if name in self._registrations:
-            return self._compile(self._registrations[name])
-        return self.drive(self.look_up(name))
-
-    def publish(self, registrations: list[Registration]) -> Steps[None]:
-        """Publish methods that were registered here."""
-        targets = [self._compile(registration) for registration in registrations]
-        published = [registration.published() for registration in registrations]
-        yield from directory.publish(self.name, targets, published)
-        self._unpublished.difference_update(registration.name for registration in registrations)
-
-    def _compile(self, registration: Registration) -> Target:
-        try:
-            return self._target(registration.descriptor)
-        except ProtocolError as error:
-            # Of our own making: what is wrong is what `register` was given.
-            raise ValueError(str(error)) from None
-
-    def _target(self, descriptor: Descriptor) -> Target:
-        return Target(self.name, descriptor, self.serializer, self.timeout)
+        return f"<Bus {self.name!r}{prefix} at {self._core.transport.address}>"
 
 
 def default_url() -> str:

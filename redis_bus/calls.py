@@ -81,7 +81,7 @@ def call(source: Source, args: Args, kwargs: Kwargs, options: Options) -> Steps[
         target, key, body = yield from _prepare(source, args, kwargs)
         shown = ShownCall(target.name, args, kwargs)
         if deadline.left() == 0.0:
-            raise CallTimeout(f"{shown}: no time is left of its caller's budget")
+            raise CallTimeout(f"{shown}: its time is up before it is sent (of its caller's, too)")
         try:
             if key is None:
                 found = yield from _call_alone(target, body, shown, deadline, options)
@@ -141,9 +141,9 @@ def wait(ticket: Ticket, deadline: Deadline, *, warned: bool = False) -> Steps[b
     job = ticket.job
     while True:
         longest = SLICE_SECONDS if warned else FIRST_SLICE_SECONDS
-        seconds, timeout = _slice(deadline, longest)
-        if seconds <= 0:
+        if deadline.left() == 0.0:
             raise (yield from _too_late(ticket, deadline))
+        seconds, timeout = _slice(deadline, longest)
         command = ticket.route.service.wait_shared(job, seconds)
         reply = (yield Request((command,), timeout))[0]
         if reply is None:
@@ -301,7 +301,8 @@ def _slice(deadline: Deadline, longest: float) -> tuple[float, float]:
     left = deadline.left()
     if left is None or left + 1.0 >= READ_SECONDS:
         return longest, READ_SECONDS
-    return min(longest, round(left, 3)), left + 1.0
+    # To Redis, 0 means for ever.
+    return min(longest, max(0.001, round(left, 3))), left + 1.0
 
 
 def _reconnect(ticket: Ticket, deadline: Deadline) -> Steps[None]:

@@ -129,9 +129,9 @@ def cleanup(bus: str, yes: bool, url: str | None) -> None:
     Workers that live register their methods again within seconds.
     """
     with opened(bus, url) as opened_bus:
-        address = opened_bus.transport.address
+        address = opened_bus._core.transport.address
         # Before it asks: without a Redis there is nothing to ask.
-        opened_bus.transport.exchange(("PING",))
+        opened_bus._core.transport.exchange(("PING",))
         if not yes and not confirm(f"Delete all keys of bus {bus!r} at {address}?"):
             click.echo("nothing is deleted")
             return

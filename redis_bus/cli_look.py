@@ -64,7 +64,7 @@ def _list(bus: Bus) -> list[Listed]:
             workers=int(stats.get(descriptor.name, nothing)["workers"]),
             queued=int(stats.get(descriptor.name, nothing)["queued"]),
         )
-        for descriptor in bus.drive(directory.list_descriptors(bus.name))
+        for descriptor in bus._core.drive(directory.list_descriptors(bus.name))
     ]
 
 
@@ -124,7 +124,7 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
 def ping(bus: str | None, as_json: bool, url: str | None) -> None:
     """Show how far Redis is, which version it has, and who is alive on BUS."""
     with opened(bus or "redis_bus", url) as opened_bus:
-        address = opened_bus.transport.address
+        address = opened_bus._core.transport.address
         latency_ms = _measure_ms(opened_bus)
         server, version = _server_version(opened_bus)
         found: dict[str, object] = {
@@ -149,7 +149,7 @@ def _measure_ms(bus: Bus) -> float:
     times = []
     for _ in range(PINGS + 1):
         start = time.perf_counter()
-        bus.transport.exchange(("PING",))
+        bus._core.transport.exchange(("PING",))
         times.append(time.perf_counter() - start)
     # The first one makes the connection.
     return statistics.median(times[1:]) * 1000
@@ -157,7 +157,7 @@ def _measure_ms(bus: Bus) -> float:
 
 def _server_version(bus: Bus) -> tuple[str, str]:
     try:
-        reply = bus.transport.exchange(("INFO", "server"))[0]
+        reply = bus._core.transport.exchange(("INFO", "server"))[0]
     except BusError:
         # INFO needs a permission that a caller may not have.
         return "Redis", "(version unknown)"
@@ -170,13 +170,13 @@ def _server_version(bus: Bus) -> tuple[str, str]:
 
 def _count_workers(bus: Bus) -> int:
     """Return how many workers are alive, each counted once, over all services of a bus."""
-    descriptors = bus.drive(directory.list_descriptors(bus.name))
-    seconds, micros = bus.transport.ask(("TIME",))[0]
+    descriptors = bus._core.drive(directory.list_descriptors(bus.name))
+    seconds, micros = bus._core.transport.ask(("TIME",))[0]
     now_ms = int(seconds) * 1000 + int(micros) // 1000
     alive: set[bytes] = set()
     for prefix in {descriptor.service for descriptor in descriptors}:
         key = Service(bus.name, prefix).workers
-        alive.update(bus.transport.ask(("ZRANGEBYSCORE", key, now_ms, "+inf"))[0])
+        alive.update(bus._core.transport.ask(("ZRANGEBYSCORE", key, now_ms, "+inf"))[0])
     return len(alive)
 
 

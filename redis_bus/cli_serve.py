@@ -96,12 +96,12 @@ def serve(
         except BadTarget as error:
             signals.check()  # a signal during the import ends it, too
             fail(str(error), Exit.USAGE)
-        if address and bus.transport.address != address:
-            say(f"{target} names its own Redis, {bus.transport.address}, which counts")
-        bus.transport.exchange(("PING",))
+        if address and bus._core.transport.address != address:
+            say(f"{target} names its own Redis, {bus._core.transport.address}, which counts")
+        bus._core.transport.exchange(("PING",))
         signals.serving()
         stop = "" if burst else "; ctrl-C stops"
-        say(f"serving {methods} on bus {bus.name!r} at {bus.transport.address}{stop}")
+        say(f"serving {methods} on bus {bus.name!r} at {bus._core.transport.address}{stop}")
         with bounded_shutdown(shutdown_timeout):
             if burst:
                 done = bus.serve_once(pattern, debug)
@@ -112,13 +112,13 @@ def serve(
 
 def _served(bus: Bus, target: str, pattern: str | None) -> str:
     """Return, for people, which methods are served. Raises BadTarget where there are none."""
-    names = sorted(bus._registrations)
+    names = sorted(bus._core.registrations)
     chosen = [name for name in names if pattern is None or fnmatch.fnmatchcase(name, pattern)]
     if not chosen:
         raise BadTarget(f"no method of {target} matches {pattern!r}; it has {_shorten(names)}")
     for name in chosen:
         try:
-            bus.first_target(name)
+            bus._core.first_target(name)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - may import a user's module
             raise BadTarget(f"method {name!r} cannot be served: {error}") from None
     return _shorten(chosen)

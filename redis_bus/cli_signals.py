@@ -58,10 +58,10 @@ class EndingSignals:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Let signals wait for the end of a block that starts a process.
+        """Let signals wait for the end of a block, or for a `check` in it.
 
-        What a handler raises inside a fork is printed and then lost; and a process that has
-        started must come into the hands of whoever stops it.
+        For blocks that start a process: what a handler raises inside a fork or a destructor is
+        printed and then lost, and a process must come into the hands of whoever stops it.
         """
         self._held = True
         try:

@@ -30,7 +30,7 @@ def load_bus(target: str) -> Bus:
     bus = _find(module, module_name, attribute)
     if not isinstance(bus, Bus):
         raise BadTarget(f"{target} is no Bus, but {_with_article(type(bus).__name__)}")
-    if not bus._registrations:
+    if not bus._core.registrations:
         raise BadTarget(
             f"{target} has nothing to serve: register functions with @{attribute}.register()"
         )

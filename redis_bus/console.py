@@ -37,7 +37,7 @@ def open_console(bus: Bus) -> None:
 def make_banner(bus: Bus) -> str:
     """Return what a console says first: which bus it has, and what is on that."""
     names = bus.all_methods()
-    where = f"bus {bus.name!r} at {bus.transport.address}"
+    where = f"bus {bus.name!r} at {bus._core.transport.address}"
     if not names:
         return f"{where} has no methods yet; those of workers that start later are found\n"
     methods = "1 method" if len(names) == 1 else f"{len(names)} methods"

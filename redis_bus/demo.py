@@ -30,6 +30,7 @@ SERVICES = ("rng.bus", "simple_math.bus")
 BUS = "sample_playground"
 METHODS = 5
 READY_SECONDS = 20.0
+CALL_SECONDS = 10.0
 STOP_SECONDS = 5.0
 POLL_SECONDS = 0.02
 
@@ -73,26 +74,25 @@ class DemoFailed(BusError):
 
 def run() -> None:
     """Show the tour on standard output; leave no process and no file, however it ends."""
-    with EndingSignals() as signals, contextlib.ExitStack() as stack:
-        with signals.held():
-            server = stack.enter_context(EmbeddedRedis())
+    # Every step is short: a signal waits for its end, so it never comes in the middle of anything.
+    with EndingSignals() as signals, signals.held(), EmbeddedRedis() as server:
         _tell("# A private Redis is started, on a socket in a temporary folder.")
         _tell("# Two services are started on it, each in a process of its own:")
-        with _workers(server.url, signals) as workers, Bus(BUS, url=server.url) as bus:
+        with _workers(server.url) as workers, Bus(BUS, url=server.url, timeout=CALL_SECONDS) as bus:
             for target in SERVICES:
                 click.echo(f"{_dim('$')} {click.style(f'redis-bus {target}', bold=True)}")
-            _wait_for_workers(bus, workers)
+            _wait_for_workers(bus, workers, signals)
             click.echo()
-            _show(STEPS, {"bus": bus, "inspect": inspect, "help": _help})
-            signals.ignore()
+            _show(STEPS, {"bus": bus, "inspect": inspect, "help": _help}, signals)
     _tell("\n# The workers and the Redis of this demo are stopped. To go on:")
     click.echo("  redis-bus --embedded simple_math.bus   serve, in the folder sample/")
     click.echo("  redis-bus shell sample_playground      call it, from another terminal")
 
 
-def _show(steps: str, names: dict[str, Any]) -> None:
+def _show(steps: str, names: dict[str, Any], signals: EndingSignals) -> None:
     """Run steps as a console does, with what comes back below each."""
     for line in steps.strip().splitlines():
+        signals.check()
         if line.startswith("#"):
             _tell(line)
         elif not line:
@@ -168,14 +168,13 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _workers(url: str, signals: EndingSignals) -> Iterator[list[_Worker]]:
+def _workers(url: str) -> Iterator[list[_Worker]]:
     """Serve the samples, each in a process of its own."""
     folder = Path(str(importlib.resources.files("redis_bus.sample")))
     workers: list[_Worker] = []
     try:
         for target in SERVICES:
-            with signals.held():
-                workers.append(_Worker(target, folder, url))
+            workers.append(_Worker(target, folder, url))
         yield workers
     finally:
         for worker in workers:
@@ -184,9 +183,10 @@ def _workers(url: str, signals: EndingSignals) -> Iterator[list[_Worker]]:
             worker.wait()
 
 
-def _wait_for_workers(bus: Bus, workers: list[_Worker]) -> None:
+def _wait_for_workers(bus: Bus, workers: list[_Worker], signals: EndingSignals) -> None:
     end = time.monotonic() + READY_SECONDS
     while time.monotonic() < end:
+        signals.check()
         counted = bus.stats().values()
         if len(counted) == METHODS and all(fields["workers"] for fields in counted):
             return

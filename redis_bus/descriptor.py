@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from .errors import ProtocolError
 
 _ETAG_CHARACTERS = 16
+_MARK = re.compile(r"[!-~]{16}\Z")
+_MOST_SECONDS = 1e10  # three hundred years: what is more, or no number, is a mistake
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +20,13 @@ class Descriptor:
     """A published method. Expiries and timeouts are in seconds.
 
     ``timeout`` is left open (``open_timeout``) where neither the method nor its bus set one: the
-    caller's own counts then. ``publisher`` says who published it, for messages; all else is in
-    the ``etag``, by which a caller notices that the method was registered anew.
+    caller's own counts then. ``publisher`` says who published it, for messages.
+
+    ``etag`` is 16 characters that stand for all that the registration says: by them a caller
+    notices that the method was registered anew. ``shape`` is 16 characters that stand for what
+    gives cached values their meaning; values cached under another shape are not served, as the
+    same key could mean other arguments. Both are made here, unless a publisher in another
+    language made its own.
     """
 
     name: str
@@ -36,19 +44,20 @@ class Descriptor:
     serializer: str = "msgpack"
     publisher: str = ""
 
-    @property
-    def etag(self) -> str:
-        """16 characters that stand for all that the registration says."""
-        return _digest({k: v for k, v in self._as_dict().items() if k != "publisher"})
+    etag: str = ""
+    shape: str = ""
 
-    @property
-    def shape(self) -> str:
-        """16 characters that stand for what gives cached values their meaning.
+    def __post_init__(self) -> None:
+        if not self.etag:
+            object.__setattr__(self, "etag", _digest(self._said()))
+        if not self.shape:
+            meaning = [self.cache_key, self.signature.get("parameters"), self.serializer]
+            object.__setattr__(self, "shape", _digest(meaning))
 
-        Values cached under another shape are not served: the same key could mean other
-        arguments.
-        """
-        return _digest([self.cache_key, self.signature.get("parameters"), self.serializer])
+    def _said(self) -> dict[str, object]:
+        """All that the registration says; not who said it, nor what is made of it."""
+        made = ("publisher", "etag", "shape")
+        return {name: value for name, value in self._as_dict().items() if name not in made}
 
     def to_json(self) -> str:
         """Return the descriptor as it is published."""
@@ -96,12 +105,18 @@ def _find_problem(values: Mapping[str, object]) -> str | None:
         "result_expire": number,
         "serializer": (str,),
         "publisher": (str,),
+        "etag": (str,),
+        "shape": (str,),
     }
     for name in ("name", "service", "signature"):
         if name not in values:
             return name
     for name, value in values.items():
         if not isinstance(value, types[name]):
+            return name
+        if isinstance(value, (int, float)) and not 0 <= value < _MOST_SECONDS:
+            return name
+        if name in ("etag", "shape") and not _MARK.match(str(value)):
             return name
     return None
 

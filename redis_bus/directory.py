@@ -74,7 +74,7 @@ def _replace(bus: str, target: Target, descriptor: Descriptor, old: bytes) -> St
     if other.etag == target.etag:
         return []
     place = Service(bus, other.service)
-    route = Route(place, other.name, "", max_queue=None, keep_ms=1)
+    route = Route(place, other.name)
     alive = (yield Request((route.state("", 0),)))[0][0]
     logger.log(
         logging.WARNING if alive else logging.INFO,
@@ -94,7 +94,7 @@ def stats(bus: str, own: codec.Serializer) -> Steps[dict[str, dict[str, float]]]
     result: dict[str, dict[str, float]] = {}
     for descriptor in descriptors:
         service = Service(bus, descriptor.service)
-        route = Route(service, descriptor.name, "", max_queue=None, keep_ms=1)
+        route = Route(service, descriptor.name)
         fields, state = yield Request((("HGETALL", route.stats), route.state("", 0)))
         counted = {name.decode(): int(value) for name, value in as_pairs(fields)}
         hits, joins = counted.get("hits", 0), counted.get("joins", 0)

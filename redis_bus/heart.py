@@ -52,7 +52,7 @@ class Heart:
         self._stopping.set()
         self._thread.join()
         try:
-            self._worker.bus.transport.ask(self._worker.post.leave())
+            self._worker.core.transport.ask(self._worker.post.leave())
         except BusError as error:
             logger.warning("worker %s: it cannot say that it leaves: %s", self._worker.id, error)
 
@@ -84,7 +84,7 @@ class Heart:
     def _beat(self) -> None:
         current = self._worker.current
         flights = [current] if current else []
-        lost = self._worker.bus.transport.ask(self._worker.post.beat(flights))[0]
+        lost = self._worker.core.transport.ask(self._worker.post.beat(flights))[0]
         if lost:
             logger.info("worker %s: put back %d lost wake tokens", self._worker.id, lost)
 
@@ -93,8 +93,8 @@ class Heart:
         names = list(self._targets)
         worker = self._worker
         service = worker.post.service
-        listed, meta = worker.bus.transport.ask(
-            ("HMGET", methods_key(worker.bus.name), *names), ("HMGET", service.meta, *names)
+        listed, meta = worker.core.transport.ask(
+            ("HMGET", methods_key(worker.core.name), *names), ("HMGET", service.meta, *names)
         )
         again = []
         for name, data, field in zip(names, listed, meta, strict=True):
@@ -109,7 +109,7 @@ class Heart:
             registrations = [r for r in worker.registrations if r.name in again]
             targets = [self._targets[r.name] for r in registrations]
             descriptors = [r.published() for r in registrations]
-            worker.bus.drive(publish(worker.bus.name, targets, descriptors))
+            worker.core.drive(publish(worker.core.name, targets, descriptors))
 
     def _published_etag(self, name: str, data: bytes) -> str | None:
         """Return the etag that is published; say once whose it is where it is another's."""
@@ -134,7 +134,7 @@ class Heart:
         if client is None:
             return
         try:
-            self._worker.bus.transport.ask(("CLIENT", "UNBLOCK", client))
+            self._worker.core.transport.ask(("CLIENT", "UNBLOCK", client))
         except BusError as error:
             # It stops at the end of its slice then.
             logger.debug("worker %s: cannot be unblocked: %s", self._worker.id, error)

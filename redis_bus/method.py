@@ -11,7 +11,7 @@ from .result import AsyncResult
 from .target import Options, Target, empty_signature
 
 if TYPE_CHECKING:
-    from .bus import Bus
+    from .core import Core
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,8 +28,8 @@ class Method(Generic[P, R]):
     __name__: str
     __signature__: inspect.Signature
 
-    def __init__(self, bus: Bus, name: str, options: Options | None = None) -> None:
-        self._bus = bus
+    def __init__(self, core: Core, name: str, options: Options | None = None) -> None:
+        self._core = core
         self._options = Options() if options is None else options
         self._target: Target | None = None
         self.__name__ = self.__qualname__ = name
@@ -39,7 +39,7 @@ class Method(Generic[P, R]):
     def target(self) -> Target:
         """What is known of the method, as far as this process has heard."""
         if self._target is None:
-            self.adopt(self._bus.first_target(self.__name__))
+            self.adopt(self._core.first_target(self.__name__))
             assert self._target is not None
         return self._target
 
@@ -51,13 +51,13 @@ class Method(Generic[P, R]):
         of other types than those that make the round trip, and the errors of the bus:
         CallTimeout, NoWorkers, QueueFull, ConnectionLost.
         """
-        value: Any = self._bus.drive(calls.call(self, args, kwargs, self._options))
+        value: Any = self._core.drive(calls.call(self, args, kwargs, self._options))
         return value  # type: ignore[no-any-return]
 
     def run(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncResult:
         """Enqueue the call and return at once; the result is kept for the bus's result_expire."""
-        job = self._bus.drive(calls.run(self, args, kwargs, self._options))
-        return AsyncResult(self._bus, self.target.route, job, self._options.allow)
+        job = self._core.drive(calls.run(self, args, kwargs, self._options))
+        return AsyncResult(self._core, self.target.route, job, self._options.allow)
 
     def options(
         self,
@@ -79,7 +79,7 @@ class Method(Generic[P, R]):
             fail_fast=now.fail_fast if fail_fast is _KEEP else fail_fast,
             allow=now.allow if allow is _KEEP else tuple(allow),
         )
-        method: Method[P, R] = Method(self._bus, self.__name__, chosen)
+        method: Method[P, R] = Method(self._core, self.__name__, chosen)
         method.adopt(self.target)
         return method
 
@@ -93,14 +93,14 @@ class Method(Generic[P, R]):
         Returns whether there was a value to forget. Raises TypeError where the arguments do not
         fit the method's signature, or the method has no cache_key.
         """
-        return self._bus.drive(calls.clear(self, args, kwargs))
+        return self._core.drive(calls.clear(self, args, kwargs))
 
     def clear_all_cache(self) -> None:
         """Forget all cached values of the method, in a time that does not depend on how many.
 
         Raises TypeError where the method has no cache_key.
         """
-        self._bus.drive(calls.clear_all(self))
+        self._core.drive(calls.clear_all(self))
 
     @property
     def cache_key(self) -> str | bool | None:
@@ -115,7 +115,7 @@ class Method(Generic[P, R]):
 
     def refreshed(self) -> Steps[Target]:
         """Ask what is published now, and adopt it. Raises BusError where the method is gone."""
-        newer = yield from self._bus.look_up(self.__name__)
+        newer = yield from self._core.look_up(self.__name__)
         if self._target is None or newer.etag != self._target.etag:
             self.adopt(newer)
         return newer
@@ -125,4 +125,4 @@ class Method(Generic[P, R]):
         return self
 
     def __repr__(self) -> str:
-        return f"<method {self.__name__}{self.__signature__} of bus {self._bus.name!r}>"
+        return f"<method {self.__name__}{self.__signature__} of bus {self._core.name!r}>"

@@ -22,6 +22,8 @@ Command = tuple[bytes | str | int | float, ...]
 LEASE_MS = 10_000
 # A flight lasts its budget, but never longer than this, and a lease: a key is never stuck.
 FLIGHT_CAP_MS = 60_000
+# How often a job that may be repeated is run, where its workers die.
+MAX_ATTEMPTS = 3
 # A blocking command is sent for at most this long, so that a dead socket, a failover or a lost
 # worker is noticed.
 SLICE_SECONDS = 5.0
@@ -149,7 +151,14 @@ class Route:
     """The commands that concern one published method, of a caller and of a worker."""
 
     def __init__(
-        self, service: Service, method: str, etag: str, *, max_queue: int | None, keep_ms: int
+        self,
+        service: Service,
+        method: str,
+        etag: str = "",
+        *,
+        max_queue: int | None = None,
+        keep_ms: int = 1,
+        tries: int = 1,
     ) -> None:
         self.service = service
         self.method = method
@@ -171,6 +180,7 @@ class Route:
         self._call_rest = (service.pending, self.serving)
         self._call_args = (method, etag)
         self._limit = 0 if max_queue is None else max_queue
+        self._tries = tries
 
     def cache(self, key: bytes) -> bytes:
         return self._cache + key
@@ -190,8 +200,8 @@ class Route:
     ) -> Command:
         """Answer from the cache, join the flight, or enqueue. ``budget_ms`` 0: no deadline."""
         args = (
-            job, budget_ms, mode.value, self._limit, 1 if fail_fast else 0, self.keep_ms,
-            LEASE_MS, FLIGHT_CAP_MS, b"" if key is None else key, body,
+            job, budget_ms, mode.value, self._limit, 1 if fail_fast else 0, self._tries,
+            self.keep_ms, LEASE_MS, FLIGHT_CAP_MS, b"" if key is None else key, body,
         )  # fmt: skip
         reply = self._reply + job
         if key is None:
@@ -214,7 +224,9 @@ class Job(NamedTuple):
     """A claimed job, as its queue entry has it; times are the server's, in ms."""
 
     id: str
+    method: str
     attempt: int
+    tries: int
     deadline_ms: int  # 0: none
     enqueued_ms: int
     etag: str
@@ -228,13 +240,16 @@ def parse_job(entry: bytes) -> Job:
     """Return the job in a queue entry. Raises ProtocolError for bytes that are not ours."""
     head, _, rest = entry.partition(b"\n")
     try:
-        job, attempt, deadline, enqueued, etag, mode, generation, size = head.decode().split(" ")
+        parts = head.decode().split(" ")
+        job, attempt, tries, deadline, enqueued, etag, mode, generation, size, method = parts
         length = 0 if size == "-" else int(size)
         if not 0 <= length <= len(rest):
             raise ValueError(size)
         return Job(
             id=job,
+            method=method,
             attempt=int(attempt),
+            tries=int(tries),
             deadline_ms=int(deadline),
             enqueued_ms=int(enqueued),
             etag=etag,
@@ -336,7 +351,7 @@ class Post:
 
     def release(self, route: Route, job: str) -> Command:
         keys = [self.running, route.queue, route.wake, self.service.pending]
-        return evalsha("release", keys, job)
+        return evalsha("release", keys, job, route.keep_ms)
 
     def beat(self, flights: Sequence[tuple[Route, Job]]) -> Command:
         """Renew the lease, for what is served and for the flights of the jobs that run."""

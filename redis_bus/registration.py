@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import os
@@ -33,8 +34,10 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("cache_expire", "stale", "timeout", "result_expire", "max_queue"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name}={value!r}: it cannot be negative")
+            if value is not None and not 0 <= value < 1e10:
+                raise ValueError(f"{name}={value!r}: a number from 0 to 1e10, or None")
+        if self.max_queue == 0:
+            raise ValueError("max_queue=0: no call could ever wait; None means any number")
         if self.cache_key is not None and not isinstance(self.cache_key, (str, bool)):
             raise ValueError(f"cache_key={self.cache_key!r}: a format string, or True for all")
         if self.stale and self.cache_key in (None, False):
@@ -88,7 +91,7 @@ class Registration:
             name=self.name,
             service=self._prefix,
             signature=describe(self.function),
-            doc=inspect.getdoc(self.function),
+            doc=_doc(self.function),
             cache_key=settings.cache_key or None,
             cache_expire=settings.cache_expire,
             stale=settings.stale,
@@ -105,6 +108,13 @@ class Registration:
         """The descriptor, with the process that publishes it now: it may be a fork."""
         where = f"{self.path} in process {os.getpid()} on {socket.gethostname()}"
         return replace(self.descriptor, publisher=where)
+
+
+def _doc(function: Callable[..., Any]) -> str | None:
+    """The docstring; of what a partial calls, not that of `functools.partial`."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.getdoc(function)
 
 
 def import_path(path: str) -> Callable[..., Any]:

@@ -10,16 +10,16 @@ from .errors import BusError
 from .protocol import Route, Service, check_job_id, check_method_name, check_prefix
 
 if TYPE_CHECKING:
-    from .bus import Bus
+    from .core import Core
 
 
 class AsyncResult:
     """What `Method.run` returns; `Bus.get_async_result` makes the same of its ``id``."""
 
     def __init__(
-        self, bus: Bus, route: Route, job: str, allow: tuple[type[BaseException], ...] = ()
+        self, core: Core, route: Route, job: str, allow: tuple[type[BaseException], ...] = ()
     ) -> None:
-        self._bus = bus
+        self._core = core
         self._route = route
         self._job = job
         self._allow = allow
@@ -35,13 +35,13 @@ class AsyncResult:
         Waits up to ``timeout`` seconds; None: as long as a call on this bus does. Raises
         CallTimeout where there is no outcome by then: not finished, or no longer kept.
         """
-        deadline = Deadline(self._bus.timeout if timeout is None else timeout)
-        found = self._bus.drive(calls.wait(self._ticket(), deadline))
-        return outcome.decode(found, self._bus.serializer, self._allow)
+        deadline = Deadline(self._core.timeout if timeout is None else timeout)
+        found = self._core.drive(calls.wait(self._ticket(), deadline))
+        return outcome.decode(found, self._core.serializer, self._allow)
 
     def done(self) -> bool:
         """Whether `get` would return, or raise the function's exception, at once."""
-        return self._bus.drive(calls.is_done(self._ticket()))
+        return self._core.drive(calls.is_done(self._ticket()))
 
     def cancel(self) -> bool:
         """Withdraw the job; `get` then raises Cancelled, here and elsewhere.
@@ -49,13 +49,13 @@ class AsyncResult:
         Returns whether that came in time: False where a worker has taken the job, or where other
         callers wait for the same cached value.
         """
-        return self._bus.drive(calls.cancel(self._ticket()))
+        return self._core.drive(calls.cancel(self._ticket()))
 
     def _ticket(self) -> calls.Ticket:
         return calls.Ticket(self._route, self._job, 0, f"{self._route.method} (job {self._job})")
 
     def __repr__(self) -> str:
-        return f"<result {self.id!r} of bus {self._bus.name!r}>"
+        return f"<result {self.id!r} of bus {self._core.name!r}>"
 
 
 def parse_id(bus: str, text: str, keep_ms: int) -> tuple[Route, str]:
@@ -65,7 +65,7 @@ def parse_id(bus: str, text: str, keep_ms: int) -> tuple[Route, str]:
         prefix, method, job = parts
         check_job_id(job)
         service = Service(bus, check_prefix(prefix))
-        route = Route(service, check_method_name(method), "", max_queue=None, keep_ms=keep_ms)
+        route = Route(service, check_method_name(method), keep_ms=keep_ms)
     except ValueError:
         raise BusError(f"{text!r} is not the id of a result") from None
     return route, job

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from . import codec, deadline, outcome
-from .errors import ProtocolError, SerializationError, WorkerLost
+from .errors import BusError, ProtocolError, SerializationError, WorkerLost
+from .protocol import Job
 from .registration import Registration
 from .target import ShownCall, Target
 
@@ -24,10 +25,14 @@ class StopNow(BaseException):
     """Raised in the running function by the second SIGTERM or SIGINT."""
 
 
+class _Mismatch(Exception):
+    """The job was made for another registration of its method than the one served here."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Served:
     function: Callable[..., Any]
-    serializer: codec.Serializer
+    target: Target
     expire_ms: int
     stale_ms: int
 
@@ -42,7 +47,7 @@ class Runner:
         self._served = {
             registration.name: _Served(
                 function=registration.function,
-                serializer=target.serializer,
+                target=target,
                 expire_ms=_as_ms(registration.settings.cache_expire),
                 stale_ms=_as_ms(registration.settings.stale),
             )
@@ -62,24 +67,28 @@ class Runner:
         """How long after that they are served while they are refreshed."""
         return self._served[name].stale_ms
 
-    def run(self, name: str, body: bytes, left: float | None) -> bytes:
-        """Run a method with encoded arguments and return the outcome.
+    def run(self, name: str, job: Job, left: float | None) -> bytes:
+        """Run a method for a job and return the outcome.
 
         ``left``: seconds until the caller gives up, which nested calls inherit. Raises StopNow,
         and nothing else: whatever the function raises is an outcome.
         """
         served = self._served[name]
+        serializer = served.target.serializer
         shown: ShownCall | str = name
         try:
-            args, kwargs = _decode(body, served.serializer)
+            args, kwargs = _decode(job.body, serializer)
             shown = ShownCall(name, tuple(args), kwargs)
+            if job.etag != served.target.etag:
+                _check_fit(served.target, args, kwargs)
             value = contextvars.copy_context().run(self._call, served.function, args, kwargs, left)
-            return codec.encode(value, served.serializer, root="result")
+            return codec.encode(value, serializer, root="result")
         except StopNow:
             raise
-        except (SerializationError, ProtocolError) as error:
+        except (SerializationError, ProtocolError, _Mismatch) as error:
             logger.error("%s: %s", shown, error)
-            return outcome.encode_error(type(error)(f"{shown}: {error}"), _user_trace(error))
+            kind = BusError if isinstance(error, _Mismatch) else type(error)
+            return outcome.encode_error(kind(f"{shown}: {error}"), _user_trace(error))
         except BaseException as error:  # noqa: BLE001 - also SystemExit: a function stops no worker
             return self._failed(error, shown)
 
@@ -133,6 +142,17 @@ class Runner:
 
 async def _awaited(value: Any) -> Any:
     return await value
+
+
+def _check_fit(target: Target, args: list[Any], kwargs: dict[str, Any]) -> None:
+    """Raise _Mismatch where arguments for another registration do not fit this one."""
+    try:
+        target.bind(*args, **kwargs)
+    except TypeError as error:
+        raise _Mismatch(
+            f"its caller follows another registration of method {target.name} than its worker "
+            f"serves, and {error}; services that register one name must be alike"
+        ) from None
 
 
 def _decode(body: bytes, serializer: codec.Serializer) -> tuple[list[Any], dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from . import cache_key, codec, signature
 from .descriptor import Descriptor
 from .errors import BusError, ProtocolError, SerializationError
-from .protocol import Route, Service, check_method_name, check_prefix
+from .protocol import MAX_ATTEMPTS, Route, Service, check_method_name, check_prefix
 
 _SHOWN_CHARACTERS = 80
 Args = tuple[object, ...]
@@ -41,6 +41,8 @@ class Target:
             self.key = self._compile_key()
         except ValueError as error:
             raise ProtocolError(f"method {descriptor.name!r}: {error}") from error
+        idempotent = descriptor.idempotent
+        self.may_run_twice = self.key is not None if idempotent is None else idempotent
         keep_ms = max(1, round(descriptor.result_expire * 1000))
         self.route = Route(
             service,
@@ -48,9 +50,8 @@ class Target:
             self.etag,
             max_queue=descriptor.max_queue,
             keep_ms=keep_ms,
+            tries=MAX_ATTEMPTS if self.may_run_twice else 1,
         )
-        idempotent = descriptor.idempotent
-        self.may_run_twice = self.key is not None if idempotent is None else idempotent
 
     def _compile_key(self) -> cache_key.CacheKey | None:
         template = self.descriptor.cache_key

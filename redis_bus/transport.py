@@ -67,7 +67,9 @@ class Transport:
     """Sends commands and reads their replies; safe to share between threads, and after a fork."""
 
     def __init__(self, client: redis.Redis) -> None:
-        pool = client.connection_pool
+        pool = getattr(client, "connection_pool", None)
+        if not isinstance(pool, redis.ConnectionPool):
+            raise TypeError(f"conn: a redis.Redis is needed, not {type(client).__name__}")
         settings: dict[str, Any] = {**pool.connection_kwargs, "socket_timeout": READ_SECONDS}
         self._connect: Callable[[], Any] = lambda: pool.connection_class(**settings)
         self._idle: list[Link] = []
@@ -195,12 +197,14 @@ def connect(url: str, **redis_kwargs: Any) -> redis.Redis:
     redis_kwargs.setdefault("retry", redis.retry.Retry(redis.backoff.NoBackoff(), 0))
     try:
         return redis.Redis.from_url(f"{scheme}://{rest}", **redis_kwargs)
-    except ValueError as error:
-        raise ValueError(f"not a Redis URL: {hide_password(url)!r}: {error}") from None
+    except ValueError:
+        # What redis-py says of it may quote the password.
+        raise ValueError(f"not a Redis URL: {hide_password(url)!r}") from None
 
 
 def hide_password(url: str) -> str:
-    """Return a URL that can be shown: what stands before the @ is left out."""
+    """Return a URL that can be shown, without what it says of passwords."""
+    url, _, _ = url.partition("?")
     scheme, mark, rest = url.partition("://")
     credentials, at, place = rest.rpartition("@")
     user = credentials.partition(":")[0]

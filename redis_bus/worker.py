@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
+from .directory import as_pairs
 from .errors import BusError, ProtocolError
 from .heart import Heart
 from .protocol import (
@@ -36,7 +37,7 @@ from .target import Target
 from .transport import Link
 
 if TYPE_CHECKING:
-    from .bus import Bus
+    from .core import Core
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +50,9 @@ class Worker:
     """Serves registered functions, one job at a time, until it is told to stop."""
 
     def __init__(
-        self, bus: Bus, served: Sequence[tuple[Registration, Target]], *, debug: bool = False
+        self, core: Core, served: Sequence[tuple[Registration, Target]], *, debug: bool = False
     ) -> None:
-        self.bus = bus
+        self.core = core
         self.id = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
         self.registrations = [registration for registration, _ in served]
         targets = [target for _, target in served]
@@ -59,7 +60,7 @@ class Worker:
         self.post = Post(service, self.id, [target.route for target in targets])
         self.current: tuple[Route, Job] | None = None
         self._runner = Runner(served, debug=debug)
-        self._transport = bus.transport
+        self._transport = core.transport
         self._stopping = StopFlag()
         self._heart = Heart(self, targets, self._stopping)
         self._out = threading.Event()
@@ -71,8 +72,8 @@ class Worker:
 
     def serve(self) -> None:
         """Run jobs until `stop` or a signal. See `Bus.serve`."""
-        self.bus.drive(self.bus.publish(self.registrations))
-        with self._alive(), self._listening():
+        self.core.drive(self.core.publish(self.registrations))
+        with self._listening(), self._alive():
             logger.info("worker %s serves %s", self.id, ", ".join(self._runner.names))
             while not self._stopping.is_set():
                 try:
@@ -84,8 +85,8 @@ class Worker:
 
     def serve_once(self) -> int:
         """Run the jobs that wait now, and return how many there were."""
-        self.bus.drive(self.bus.publish(self.registrations))
-        with self._alive(), self._listening():
+        self.core.drive(self.core.publish(self.registrations))
+        with self._listening(), self._alive():
             lengths = self._transport.ask(*(("LLEN", r.queue) for r in self.post.routes))
             done = 0
             while done < sum(lengths) and not self._stopping.is_set():
@@ -170,7 +171,7 @@ class Worker:
         left = (job.deadline_ms - claim.now_ms) / 1000 if job.deadline_ms else None
         started = time.perf_counter()
         try:
-            result = self._runner.run(claim.route.method, job.body, left)
+            result = self._runner.run(claim.route.method, job, left)
         except StopNow:
             result = self._runner.lost(claim.route.method)
         self._unsent = self.post.finish(
@@ -218,17 +219,16 @@ class Worker:
     def _give_back_strangers(self) -> None:
         """Give back jobs whose claim got lost on the way here, with a connection."""
         held = self.current[1].id if self.current else None
-        claimed = self._transport.ask(("HKEYS", self.post.running))[0]
-        for name in claimed:
-            job = name.decode("ascii", "replace")
-            if job == held:
+        routes = {route.method: route for route in self.post.routes}
+        claimed = self._transport.ask(("HGETALL", self.post.running))[0]
+        for _, entry in as_pairs(claimed):
+            try:
+                job = parse_job(entry)
+            except ProtocolError as error:
+                logger.error("worker %s: %s", self.id, error)
                 continue
-            entry = self._transport.ask(("HGET", self.post.running, job))[0]
-            for route in self.post.routes:
-                # Which queue it came from is not in its entry; its method's etag is.
-                if entry is not None and parse_job(entry).etag == route.etag:
-                    self._transport.ask(self.post.release(route, job))
-                    break
+            if job.id != held and job.method in routes:
+                self._transport.ask(self.post.release(routes[job.method], job.id))
 
     def _bury(self, claim: Claim) -> None:
         dead = claim.route.dead
@@ -260,7 +260,7 @@ class Worker:
                 return
             try:
                 self._transport.exchange(("PING",))
-                self.bus.drive(self.bus.publish(self.registrations))
+                self.core.drive(self.core.publish(self.registrations))
             except BusError:
                 continue
             logger.info("worker %s: Redis is back", self.id)

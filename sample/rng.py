@@ -24,7 +24,8 @@ def password(length: int = 12) -> str:
 @bus.register()
 def error() -> None:
     """Raise an exception, to show how it looks to the caller."""
+    empty: dict[str, str] = {}
     try:
-        {}["nothing"]
+        empty["nothing"]
     except KeyError as missing:
         raise ValueError("this method always fails") from missing

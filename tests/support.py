@@ -64,7 +64,7 @@ def serving(bus: Bus, pattern: str | None = None) -> Iterator[Bus]:
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
-    names = [n for n in bus._registrations if pattern is None or _matches(n, pattern)]
+    names = [n for n in bus._core.registrations if pattern is None or _matches(n, pattern)]
     try:
         eventually(lambda: failure or all(workers(bus, name) for name in names))
         assert not failure, failure

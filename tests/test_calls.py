@@ -553,8 +553,8 @@ def test_scripts_flushed_all_the_time_lose_no_call(
         b"garbage",
         b"",
         b"\xff\x00\n",
-        b"job 1 0 0 etag wait 0 99\nshort",
-        b"job 1 0 0 etag none 0 -\nbody",
+        b"job 1 1 0 0 etag wait 0 99 m\nshort",
+        b"job 1 1 0 0 etag none 0 - m\nbody",
         b'{"json": 1}',
     ],
 )

@@ -88,7 +88,7 @@ def test_a_target_is_served_with_one_line_that_says_what_and_where(
     process = start(processes, client_bus)
     assert client_bus["math_add"](1, 2) == 3
     said = end(process)
-    address = client_bus.transport.address
+    address = client_bus._core.transport.address
     assert said == (
         f"redis-bus: serving math_add, math_slow on bus 'served' at {address}; ctrl-C stops\n"
     )
@@ -221,7 +221,7 @@ def test_url_decides_where_the_bus_of_a_module_is(
     line = ["redis-bus", "--burst", "--url", REFUSED, "fixed.bus"]
     shown = processes.run(*line, env=refused)
     assert shown.returncode == 0
-    assert f"fixed.bus names its own Redis, {client_bus.transport.address}" in shown.stderr
+    assert f"fixed.bus names its own Redis, {client_bus._core.transport.address}" in shown.stderr
     bad = processes.run("redis-bus", "--url", "nonsense", "service.bus")
     assert bad.returncode == 2 and "not a Redis URL" in bad.stderr
 

@@ -97,7 +97,8 @@ def test_demo_shows_the_tour_with_what_it_runs_beside_what_comes_back(demo: Demo
     assert re.fullmatch("'[A-Za-z]{20}'", shown["bus.random_password(20)"][0])
     assert shown["bus.math_sum(1, b=2)"] == ["3"]
     assert "(length: int = 12) -> str" in shown["inspect.signature(bus.random_password)"][0]
-    assert "\nmath_sum(a, b)\n    Return a + b.\n" in out.partition(">>> help(bus.math_sum)")[2]
+    helped = out.partition(">>> help(bus.math_sum)")[2]
+    assert "\nmath_sum(a: float, b: float) -> float\n    Return a + b.\n" in helped
     first, second, third = shown["bus.math_now(1)"]
     assert first == second != third and "datetime" in third
     assert shown["bus.math_now(2)"][0] not in (first, third)

@@ -303,7 +303,7 @@ def test_its_worker_admits_a_late_job(bus: Bus, url: str, joined: str) -> None:
     worker = run_block("worker")["Worker"](url, "test", joined, methods)
     worker.publish()
     call = worker_call(bus, "square", b"4", 1)
-    _, job, now = bus.transport.exchange(call)[0]
+    _, job, now = bus._core.transport.exchange(call)[0]
     eventually(lambda: server_ms(bus) > now + 1)
     pairs = [worker.key("queue", "square"), worker.key("wake", "square")]
     keys = [worker.running, worker.key("pending"), *pairs]

@@ -1,10 +1,11 @@
 -- A queue entry is a line of text, then the cache key and the arguments, as bytes:
--- '<job> <attempt> <deadline> <enqueued> <etag> <mode> <generation> <key size, -: none>\n'
+-- '<job> <attempt> <tries> <deadline> <enqueued> <etag> <mode> <generation> <key size> <method>\n'
+-- (a key size of -: no key)
 -- Returns job, deadline, mode and key size; nil for bytes that are not ours.
 local modes = {wait = true, call = true, run = true, refresh = true}
 local function parse_job(entry)
   local job, deadline, mode, size, rest =
-    string.match(entry, '^([!-~]+) %d+ (%d+) %d+ [!-~]+ (%a+) %d+ ([%d-]+)\n()')
+    string.match(entry, '^([!-~]+) %d+ %d+ (%d+) %d+ [!-~]+ (%a+) %d+ ([%d-]+) [%w_.-]+\n()')
   if not modes[mode] then
     return nil
   end

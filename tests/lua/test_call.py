@@ -190,7 +190,7 @@ def test_a_token_that_a_lost_queue_left_behind_is_not_doubled(lua: Driver) -> No
 def test_the_entry_says_all_that_a_worker_needs(lua: Driver) -> None:
     now = lua.call(key=b"k", body=b"arguments", budget_ms=1234)[2]
     entry = lua.client.lindex(lua.route().queue, 0)
-    expected = f"job-1 1 {now + 1234} {now} {ETAG} call {lua.generation()} 1\nkarguments"
+    expected = f"job-1 1 1 {now + 1234} {now} {ETAG} call {lua.generation()} 1 m\nkarguments"
     assert entry == expected.encode()
 
 

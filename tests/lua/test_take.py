@@ -8,26 +8,28 @@ import redis
 from redis_bus.protocol import Mode, parse_job
 from tests.lua.driver import ETAG, FOREIGN, Driver
 
-HEAD = f"job 1 0 1 {ETAG} run 1"
+HEAD = f"job 1 1 0 1 {ETAG} run 1"
 # Entries that a worker could not run: each part of the line, and the key, broken in turn.
 BROKEN = [
     *FOREIGN,
     b"body without a line",
     f"{HEAD}\n".encode(),
-    f"{HEAD} -".encode(),
-    f"{HEAD} 3\nab".encode(),
-    f"{HEAD} 1-2\nab".encode(),
-    f"{HEAD} -1\nab".encode(),
-    f"{HEAD} --\nab".encode(),
-    f"{HEAD} x\nab".encode(),
-    f"job one 0 1 {ETAG} run 1 -\n".encode(),
-    f"job 1 soon 1 {ETAG} run 1 -\n".encode(),
-    f"job 1 -1 1 {ETAG} run 1 -\n".encode(),
-    f"job 1 0 1 {ETAG} fly 1 -\n".encode(),
-    f"job 1 0 1 {ETAG}  1 -\n".encode(),
-    f" 1 0 1 {ETAG} run 1 -\n".encode(),
-    f"\xff 1 0 1 {ETAG} run 1 -\n".encode("latin-1"),
-    b"job 1 0 1 \xff run 1 -\n",
+    f"{HEAD} - m".encode(),
+    f"{HEAD} 3 m\nab".encode(),
+    f"{HEAD} 1-2 m\nab".encode(),
+    f"{HEAD} -1 m\nab".encode(),
+    f"{HEAD} -- m\nab".encode(),
+    f"{HEAD} x m\nab".encode(),
+    f"job one 1 0 1 {ETAG} run 1 - m\n".encode(),
+    f"job 1 1 soon 1 {ETAG} run 1 - m\n".encode(),
+    f"job 1 1 -1 1 {ETAG} run 1 - m\n".encode(),
+    f"job 1 1 0 1 {ETAG} fly 1 - m\n".encode(),
+    f"job 1 1 0 1 {ETAG}  1 - m\n".encode(),
+    f" 1 1 0 1 {ETAG} run 1 - m\n".encode(),
+    f"\xff 1 1 0 1 {ETAG} run 1 - m\n".encode("latin-1"),
+    b"job 1 1 0 1 \xff run 1 - m\n",
+    f"job 1 1 0 1 {ETAG} run 1 - two words\n".encode(),
+    f"job 1 0 1 {ETAG} run 1 -\n".encode(),
 ]
 
 
@@ -42,7 +44,7 @@ def three(lua: Driver) -> Driver:
 @st.composite
 def broken_entries(draw: st.DrawFn) -> bytes:
     """A good entry with some of its bytes replaced."""
-    entry = f"job 1 0 1 {ETAG} call 1 12\na/key/of/12.body".encode()
+    entry = f"job 1 3 0 1 {ETAG} call 1 12 m\na/key/of/12.body".encode()
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(entry)))
         end = draw(st.integers(start, min(start + 4, len(entry))))

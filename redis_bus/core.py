@@ -1,0 +1,108 @@
+"""Core: what one `Bus` knows and holds, for the modules behind its public face."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from . import codec, directory
+from .calls import Steps
+from .descriptor import Descriptor
+from .errors import ConnectionLost, ProtocolError
+from .registration import Registration
+from .target import Target
+from .transport import Transport
+
+if TYPE_CHECKING:
+    from .method import Method
+
+T = TypeVar("T")
+
+
+class Core:
+    """The connections of a bus, what was registered on it here, and what it has heard of others."""
+
+    def __init__(
+        self, name: str, transport: Transport, serializer: codec.Serializer, timeout: float | None
+    ) -> None:
+        self.name = name
+        self.transport = transport
+        self.serializer = serializer
+        self.timeout = timeout
+        self.registrations: dict[str, Registration] = {}
+        self.methods: dict[str, Method[..., Any]] = {}
+        self._unpublished: set[str] = set()
+
+    def drive(self, steps: Steps[T]) -> T:
+        """Carry out steps over the bus's connections, and return what they return."""
+        exchange = self.transport.exchange
+        try:
+            request = next(steps)
+            while True:
+                try:
+                    replies = exchange(*request.commands, timeout=request.timeout)
+                except ConnectionLost as error:
+                    request = steps.throw(error)
+                else:
+                    request = steps.send(replies)
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
+        except RuntimeError as error:
+            # What Python makes of a StopIteration that a remote function raised.
+            cause = error.__cause__
+            if isinstance(cause, StopIteration):
+                raise cause from cause.__cause__
+            raise
+
+    def add(self, registration: Registration, method: Method[..., Any]) -> None:
+        """Note what was registered; the last registration of a name counts."""
+        self.registrations[registration.name] = registration
+        self.methods[registration.name] = method
+        self._unpublished.add(registration.name)
+
+    def forget_published(self) -> None:
+        """Note that nothing is published any more: own methods are published again when used."""
+        self._unpublished.update(self.registrations)
+        for name in set(self.methods) - set(self.registrations):
+            del self.methods[name]
+
+    def look_up(self, name: str) -> Steps[Target]:
+        """Ask what is published under a name; a method of our own is published first."""
+        if name in self._unpublished:
+            yield from self.publish([self.registrations[name]])
+        try:
+            descriptor = yield from directory.look_up(self.name, name)
+        except directory.UnknownMethod:
+            if name not in self.registrations:
+                raise
+            yield from self.publish([self.registrations[name]])
+            descriptor = yield from directory.look_up(self.name, name)
+        target = self._target(descriptor)
+        if name in self.methods:
+            # Copies of a method with other options are made from this one.
+            self.methods[name].adopt(target)
+        return target
+
+    def first_target(self, name: str) -> Target:
+        """Return what a method of this process, or else of the bus, is. Raises UnknownMethod."""
+        if name in self.registrations:
+            return self.compile(self.registrations[name])
+        return self.drive(self.look_up(name))
+
+    def publish(self, registrations: list[Registration]) -> Steps[None]:
+        """Publish methods that were registered here."""
+        targets = [self.compile(registration) for registration in registrations]
+        published = [registration.published() for registration in registrations]
+        yield from directory.publish(self.name, targets, published)
+        self._unpublished.difference_update(registration.name for registration in registrations)
+
+    def compile(self, registration: Registration) -> Target:
+        """Return what a registration makes its calls. Raises ValueError for what cannot be."""
+        try:
+            return self._target(registration.descriptor)
+        except ProtocolError as error:
+            # Of our own making: what is wrong is what `register` was given.
+            raise ValueError(str(error)) from None
+
+    def _target(self, descriptor: Descriptor) -> Target:
+        return Target(self.name, descriptor, self.serializer, self.timeout)
