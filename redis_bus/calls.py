@@ -7,6 +7,7 @@ A lost connection is thrown into them as ConnectionLost, where they decide what 
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 import os
 from collections.abc import Generator
@@ -23,6 +24,7 @@ from .errors import (
     NoWorkers,
     ProtocolError,
     QueueFull,
+    SerializationError,
 )
 from .protocol import MOVED_TAG, SLICE_SECONDS, Command, Mode, Route, parse_entry
 from .target import Args, Kwargs, Options, ShownCall, Target
@@ -42,6 +44,16 @@ class Request(NamedTuple):
 
     commands: tuple[Command, ...]
     timeout: float = READ_SECONDS
+    may_repeat: bool = False  # whether it does no harm to send them twice
+
+
+def ask(*commands: Command) -> Request:
+    """Return a request that is sent again, once, where its connection turns out to be dead."""
+    return Request(commands, may_repeat=True)
+
+
+class _Cached(bytes):
+    """An outcome that comes from the cache, where somebody else may have written it."""
 
 
 Steps = Generator[Request, list[Any], T]
@@ -93,14 +105,14 @@ def call(source: Source, args: Args, kwargs: Kwargs, options: Options) -> Steps[
             continue
         if found is None:
             yield from _renew(source, target)
-            continue
-        try:
+        elif not isinstance(found, _Cached):
             return outcome.decode(found, target.serializer, options.allow)
-        except ProtocolError:
-            if key is None:
-                raise
-            logger.warning("%s: its cached value is not ours; it is forgotten", shown)
-            yield Request((target.route.clear(key),))
+        elif not outcome.is_error(found):  # which is never cached
+            with contextlib.suppress(ProtocolError, SerializationError):
+                return outcome.decode(found, target.serializer)
+        if isinstance(found, _Cached) and key is not None:
+            logger.warning("%s: its cached value is not ours, and is forgotten", shown)
+            yield ask(target.route.clear(key))
     raise BusError(f"{ShownCall(target.name, args, kwargs)}: it is registered anew again and again")
 
 
@@ -161,7 +173,7 @@ def clear(source: Source, args: Args, kwargs: Kwargs) -> Steps[bool]:
     for _ in range(MAX_TRIES):
         target, key, _ = yield from _prepare(source, args, kwargs)
         if key is not None:
-            status = (yield Request((target.route.clear(key),)))[0]
+            status = (yield ask(target.route.clear(key)))[0]
             if status != b"stale":
                 return bool(status == b"cleared")
         yield from _renew(source, target)
@@ -175,14 +187,14 @@ def clear_all(source: Source) -> Steps[None]:
     target = yield from source.refreshed()
     if target.key is None:
         raise TypeError(f"{target.name}() has no cache_key: nothing of it is cached")
-    yield Request((target.route.clear_all(),))
+    yield ask(target.route.clear_all())
 
 
 def is_done(ticket: Ticket) -> Steps[bool]:
     """Whether the outcome of a job is there."""
     job = ticket.job
     while True:
-        head = (yield Request((("LINDEX", ticket.route.service.reply(job), 0),)))[0]
+        head = (yield ask(("LINDEX", ticket.route.service.reply(job), 0)))[0]
         if head is None or not head.startswith(MOVED_TAG):
             return head is not None
         job = head[len(MOVED_TAG) :].decode("ascii", "replace")
@@ -191,7 +203,7 @@ def is_done(ticket: Ticket) -> Steps[bool]:
 def cancel(ticket: Ticket) -> Steps[bool]:
     """Withdraw a job that nobody has taken. Returns whether that came in time."""
     route, service = ticket.route, ticket.route.service
-    listed = (yield Request((("HGET", service.pending, ticket.job),)))[0]
+    listed = (yield ask(("HGET", service.pending, ticket.job)))[0]
     if listed is None:
         return False
     flight = route.flight(listed[1:]) if listed.startswith(b"k") else None
@@ -265,7 +277,7 @@ def _call_keyed(
     status = (yield Request((command,), timeout))[0]
     match status:
         case [b"hit", bytes(entry)]:
-            return parse_entry(entry)
+            return _Cached(parse_entry(entry))
         case [b"joined", bytes(leader)]:
             ticket = Ticket(target.route, leader.decode(), 0, shown)
         case [b"queued", bytes(own), int(now)]:
@@ -281,7 +293,7 @@ def _renew(source: Source, target: Target) -> Steps[None]:
     newer = yield from source.refreshed()
     if newer.etag == target.etag:
         service = newer.route.service
-        yield Request((service.publish(newer.name, newer.etag, newer.shape),))
+        yield ask(service.publish(newer.name, newer.etag, newer.shape))
 
 
 def _raise_refusal(status: list[Any], target: Target, shown: ShownCall | str) -> None:
@@ -309,14 +321,14 @@ def _reconnect(ticket: Ticket, deadline: Deadline) -> Steps[None]:
     """Ask for the state on a new connection. Raises ConnectionLost where there is none."""
     if deadline.left() == 0.0:
         raise (yield from _too_late(ticket, deadline))
-    yield Request((ticket.route.state(ticket.job, ticket.enqueued_ms),))
+    yield ask(ticket.route.state(ticket.job, ticket.enqueued_ms))
 
 
 def _warn_if_nobody(ticket: Ticket, deadline: Deadline) -> Steps[None]:
     left = deadline.left()
     if left is not None and left <= 0:
         return
-    replies = yield Request((ticket.route.state(ticket.job, ticket.enqueued_ms),))
+    replies = yield ask(ticket.route.state(ticket.job, ticket.enqueued_ms))
     if replies[0][0] == 0:
         logger.warning("%s: it waits, but no worker alive serves it", ticket.shown)
 

@@ -34,12 +34,15 @@ class Core:
 
     def drive(self, steps: Steps[T]) -> T:
         """Carry out steps over the bus's connections, and return what they return."""
-        exchange = self.transport.exchange
+        transport = self.transport
         try:
             request = next(steps)
             while True:
                 try:
-                    replies = exchange(*request.commands, timeout=request.timeout)
+                    if request.may_repeat:
+                        replies = transport.ask(*request.commands)
+                    else:
+                        replies = transport.exchange(*request.commands, timeout=request.timeout)
                 except ConnectionLost as error:
                     request = steps.throw(error)
                 else:

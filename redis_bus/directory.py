@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from . import codec
-from .calls import Request, Steps
+from .calls import Steps, ask
 from .descriptor import Descriptor, from_json
 from .errors import BusError, ProtocolError
 from .protocol import Command, Route, Service, bus_pattern, methods_key
@@ -22,13 +22,13 @@ class UnknownMethod(BusError):
 
 def list_names(bus: str) -> Steps[list[str]]:
     """Return the names of all methods, in no order."""
-    names = (yield Request((("HKEYS", methods_key(bus)),)))[0]
+    names = (yield ask(("HKEYS", methods_key(bus))))[0]
     return [name.decode("utf-8", "replace") for name in names]
 
 
 def list_descriptors(bus: str) -> Steps[list[Descriptor]]:
     """Return all that is published, sorted by name; what is not ours is left out, and logged."""
-    fields = (yield Request((("HGETALL", methods_key(bus)),)))[0]
+    fields = (yield ask(("HGETALL", methods_key(bus))))[0]
     found: dict[bytes, bytes] = dict(as_pairs(fields))
     descriptors = []
     for name in sorted(found):
@@ -41,7 +41,7 @@ def list_descriptors(bus: str) -> Steps[list[Descriptor]]:
 
 def look_up(bus: str, name: str) -> Steps[Descriptor]:
     """Return what is published under a name. Raises UnknownMethod, ProtocolError."""
-    data = (yield Request((("HGET", methods_key(bus), name),)))[0]
+    data = (yield ask(("HGET", methods_key(bus), name)))[0]
     if data is None:
         raise UnknownMethod(f"bus {bus!r} has no method {name!r}")
     return from_json(name, data)
@@ -51,7 +51,7 @@ def publish(bus: str, targets: list[Target], descriptors: list[Descriptor]) -> S
     """Publish registrations; the last one to publish a name wins, and the log says over whom."""
     key = methods_key(bus)
     names = [descriptor.name for descriptor in descriptors]
-    before = (yield Request((("HMGET", key, *names),)))[0]
+    before = (yield ask(("HMGET", key, *names)))[0]
     pairs: list[str] = []
     commands: list[Command] = []
     for target, descriptor, old in zip(targets, descriptors, before, strict=True):
@@ -61,7 +61,7 @@ def publish(bus: str, targets: list[Target], descriptors: list[Descriptor]) -> S
         service = target.route.service
         commands.append(service.publish(descriptor.name, target.etag, target.shape))
     # The descriptor first: a caller whom the script tells of a new etag finds it there.
-    yield Request((("HSET", key, *pairs), *commands))
+    yield ask(("HSET", key, *pairs), *commands)
 
 
 def _replace(bus: str, target: Target, descriptor: Descriptor, old: bytes) -> Steps[list[Command]]:
@@ -75,7 +75,7 @@ def _replace(bus: str, target: Target, descriptor: Descriptor, old: bytes) -> St
         return []
     place = Service(bus, other.service)
     route = Route(place, other.name)
-    alive = (yield Request((route.state("", 0),)))[0][0]
+    alive = (yield ask(route.state("", 0)))[0][0]
     logger.log(
         logging.WARNING if alive else logging.INFO,
         "method %s was published differently by %s; %s replaces it",
@@ -95,7 +95,7 @@ def stats(bus: str, own: codec.Serializer) -> Steps[dict[str, dict[str, float]]]
     for descriptor in descriptors:
         service = Service(bus, descriptor.service)
         route = Route(service, descriptor.name)
-        fields, state = yield Request((("HGETALL", route.stats), route.state("", 0)))
+        fields, state = yield ask(("HGETALL", route.stats), route.state("", 0))
         counted = {name.decode(): int(value) for name, value in as_pairs(fields)}
         hits, joins = counted.get("hits", 0), counted.get("joins", 0)
         runs = counted.get("runs", 0)
@@ -116,9 +116,9 @@ def cleanup(bus: str) -> Steps[int]:
     deleted, cursor = 0, b"0"
     while True:
         scan: Command = ("SCAN", cursor, "MATCH", bus_pattern(bus), "COUNT", SCAN_COUNT)
-        cursor, keys = (yield Request((scan,)))[0]
+        cursor, keys = (yield ask(scan))[0]
         if keys:
-            deleted += (yield Request((("UNLINK", *keys),)))[0]
+            deleted += (yield ask(("UNLINK", *keys)))[0]
         if cursor == b"0":
             return deleted
 

@@ -7,25 +7,28 @@ import traceback
 from collections.abc import Callable, Iterable
 
 from . import codec, errors
-from .errors import BusError, ProtocolError, RemoteError, RemoteTraceback, SerializationError
+from .errors import BusError, ProtocolError, RemoteError, RemoteTraceback
 from .protocol import ERROR_TAG
 
 _MSGPACK = codec.get_serializer("msgpack")
 # Bounds what an exception takes in Redis; the end of a traceback is what names the error.
 MAX_TRACEBACK_CHARACTERS = 100_000
+MAX_TEXT_CHARACTERS = 100_000
+# So much that the rest, at 4 bytes a character, always fits beside it.
+MAX_ARGS_BYTES = codec.MAX_BYTES - 1024 * 1024
 
 
 def encode_error(error: BaseException, trace: str | None = None) -> bytes:
     """Return an exception as an outcome, its traceback and its whole chain as text.
 
-    Arguments that cannot be encoded travel as their text. ``trace`` is shown instead of the
-    exception's own traceback.
+    Arguments that cannot be encoded, or are too large, travel as their text, of which the
+    beginning counts. ``trace`` is shown instead of the exception's own traceback.
     """
     text = format_trace(error) if trace is None else trace
     fields = {"type": _type_name(type(error)), "text": _safe_text(error), "traceback": text}
     try:
-        args = codec.encode(error.args, _MSGPACK)
-    except SerializationError:
+        args = codec.encode(tuple(error.args), _MSGPACK, max_bytes=MAX_ARGS_BYTES)
+    except Exception:  # noqa: BLE001 - the callee's own `args` may be anything, and raise anything
         args = None
     return ERROR_TAG + codec.encode({**fields, "args": args}, _MSGPACK)
 
@@ -110,9 +113,12 @@ def _type_name(kind: type[BaseException]) -> str:
 
 def _safe_text(error: BaseException) -> str:
     try:
-        return str(error)
+        text = str.__str__(str(error))  # its own __str__ may return a subclass
     except Exception as problem:  # noqa: BLE001 - the callee's own __str__ may raise anything
         return f"<{type(error).__name__} whose text cannot be shown: {type(problem).__name__}>"
+    if len(text) <= MAX_TEXT_CHARACTERS:
+        return text
+    return f"{text[:MAX_TEXT_CHARACTERS]}... ({len(text)} characters)"
 
 
 def format_trace(error: BaseException) -> str:

@@ -7,7 +7,7 @@ import contextvars
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -43,7 +43,9 @@ class Runner:
     def __init__(self, served: Sequence[tuple[Registration, Target]], *, debug: bool) -> None:
         self._debug = debug
         self._running = False
+        self._interrupted = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
         self._served = {
             registration.name: _Served(
                 function=registration.function,
@@ -99,8 +101,15 @@ class Runner:
         )
 
     def interrupt(self) -> None:
-        """Raise StopNow in the running function; for signal handlers, in the main thread."""
-        if self._running:
+        """Raise StopNow in the running function; for signal handlers, in the main thread.
+
+        An ``async def`` function is cancelled instead: what is raised amid the loop's own work
+        would be lost there.
+        """
+        if self._loop is not None and self._task is not None:
+            self._interrupted = True
+            self._loop.call_soon_threadsafe(self._task.cancel)
+        elif self._running:
             raise StopNow
 
     def close(self) -> None:
@@ -122,12 +131,23 @@ class Runner:
         try:
             value = function(*args, **kwargs)
             if inspect.isawaitable(value):
-                if self._loop is None:
-                    self._loop = asyncio.new_event_loop()
-                value = self._loop.run_until_complete(_awaited(value))
+                value = self._await(value)
         finally:
             self._running = False
         return value
+
+    def _await(self, value: Awaitable[Any]) -> Any:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        self._task = self._loop.create_task(_awaited(value))
+        try:
+            return self._loop.run_until_complete(self._task)
+        except asyncio.CancelledError:
+            if self._interrupted:
+                raise StopNow from None
+            raise
+        finally:
+            self._task = None
 
     def _failed(self, error: BaseException, shown: ShownCall | str) -> bytes:
         logger.warning("%s raised %s", shown, type(error).__name__)
@@ -140,7 +160,7 @@ class Runner:
         return outcome.encode_error(error, trace)
 
 
-async def _awaited(value: Any) -> Any:
+async def _awaited(value: Awaitable[Any]) -> Any:
     return await value
 
 

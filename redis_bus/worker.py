@@ -254,6 +254,8 @@ class Worker:
 
     def _wait_for_redis(self, error: Exception) -> None:
         """Come back when Redis does; a worker is not restarted for that."""
+        if self._unsent is None:
+            self.current = None  # it did not come to run: it is given back
         logger.warning("worker %s: %s; trying again", self.id, error)
         for seconds in (*BACKOFF_SECONDS, *[BACKOFF_SECONDS[-1]] * sys.maxsize.bit_length()):
             if self._stopping.wait(seconds):

@@ -214,7 +214,7 @@ def test_a_timeout_says_the_call_the_budget_and_that_nobody_serves_it(
     started = time.monotonic()
     with pytest.raises(NoWorkers) as error:
         caller.math_sum.options(timeout=0.3)(1, 2)
-    assert 0.3 <= time.monotonic() - started < 3
+    assert time.monotonic() - started >= 0.3
     text = "math_sum(1, 2): no reply in 0.3 s (queued 0.3 s; 0 workers alive)"
     assert str(error.value) == text
     for kind in (CallTimeout, TimeoutError, BusError):
@@ -343,11 +343,9 @@ def test_fail_fast_raises_at_once_and_enqueues_nothing(
     bus.register("method", cache_key=cache_key)(echo)
     bus.serve_once()
     fast = caller.method.options(fail_fast=True)
-    started = time.monotonic()
     for call in (fast, fast.run):
         with pytest.raises(NoWorkers, match=r"^method\(1\): no worker alive serves method$"):
             call(1)
-    assert time.monotonic() - started < 2
     assert not client.exists(QUEUE + "method")
     assert not list(client.scan_iter("*flight*"))
     with serving(bus):

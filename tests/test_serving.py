@@ -8,22 +8,26 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
 
+import redis_bus.protocol
 from redis_bus import Bus, BusError, ConnectionLost, WorkerLost
 from redis_bus.embedded import EmbeddedRedis
 from tests.support import PATIENCE_SECONDS, Processes, eventually, serving, workers
 
 QUEUE = "rb:{test:}:queue:"
 # A service whose function says when it runs, and waits to be let go, over lists in Redis.
+# Its waits are long: what ends one of them before is not its end.
+LONG_SLICE_SECONDS = 9.0
+SOON_SECONDS = 8.0
 SERVICE = """
-    import redis_bus
+    import redis_bus, redis_bus.protocol
 
+    redis_bus.protocol.SLICE_SECONDS = 9.0
     bus = redis_bus.Bus("test")
 
     @bus.register()
@@ -169,16 +173,17 @@ def test_two_workers_share_the_jobs_and_each_runs_once(bus: Bus, url: str) -> No
     assert sorted(ran) == list(range(50))
 
 
-def test_stop_from_another_thread_ends_serving_soon(bus: Bus) -> None:
+def test_stop_from_another_thread_ends_serving_soon(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_bus.protocol, "SLICE_SECONDS", LONG_SLICE_SECONDS)
     bus.register("method")(lambda: 1)
     thread = threading.Thread(target=bus.serve, daemon=True)
     thread.start()
     eventually(lambda: workers(bus, "method"))
-    started = time.monotonic()
     bus.stop()
-    thread.join(PATIENCE_SECONDS)
+    thread.join(SOON_SECONDS)
     assert not thread.is_alive()
-    assert time.monotonic() - started < 2
     assert workers(bus, "method") == 0
     with serving(bus):  # and it can serve again
         assert bus.method() == 1
@@ -241,10 +246,8 @@ def test_a_job_that_was_claimed_while_the_worker_stops_is_given_back(
 def test_a_signal_ends_an_idle_worker_quickly_and_it_leaves_the_list_at_once(
     worker: subprocess.Popen[str], caller: Bus, number: signal.Signals
 ) -> None:
-    started = time.monotonic()
     worker.send_signal(number)
-    out, err = worker.communicate(timeout=PATIENCE_SECONDS)
-    assert time.monotonic() - started < 2
+    out, err = worker.communicate(timeout=SOON_SECONDS)
     assert (worker.returncode, out, err) == (0, "after serve\n", "")
     assert workers(caller, "held") == 0
 
@@ -282,14 +285,12 @@ def test_a_second_signal_stops_at_once_and_the_caller_gets_worker_lost(
     answer = pool.submit(caller[method], 1)
     wait_until_entered(client)
     eventually(lambda: waiting(client) == 2)  # the caller, and the function
-    started = time.monotonic()
     worker.send_signal(signal.SIGTERM)
     # As people do: one that comes within the same instant as another may not be noticed alone.
     eventually(lambda: answer.done() or worker.send_signal(signal.SIGINT))
     with pytest.raises(WorkerLost, match=f"^{method}: its worker was stopped while it ran"):
         answer.result(20)
-    assert worker.wait(PATIENCE_SECONDS) == 0
-    assert time.monotonic() - started < 3
+    assert worker.wait(SOON_SECONDS) == 0
     assert workers(caller, "held") == 0
 
 
@@ -299,14 +300,12 @@ def test_signals_in_any_number_and_at_any_moment_end_a_worker(
     """A handler may interrupt itself: nothing that it does waits for what it interrupted."""
     answer = pool.submit(caller.held, 1)
     wait_until_entered(client)
-    started = time.monotonic()
     for number in (signal.SIGTERM, signal.SIGINT) * 20:
         worker.send_signal(number)
     eventually(lambda: answer.done() or worker.send_signal(signal.SIGTERM))
     with pytest.raises(WorkerLost):
         answer.result(20)
-    worker.wait(PATIENCE_SECONDS)
-    assert time.monotonic() - started < 3
+    worker.wait(SOON_SECONDS)
 
 
 def test_the_signal_handlers_of_a_program_are_back_after_serving(
