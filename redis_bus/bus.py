@@ -13,6 +13,7 @@ import redis
 
 from . import codec, directory
 from .core import Core
+from .deadline import check_seconds
 from .errors import BusError, ConnectionLost
 from .method import Method
 from .protocol import check_bus_name, check_method_name, check_prefix
@@ -59,6 +60,10 @@ class Bus:
     ) -> None:
         self.name = check_bus_name(name)
         self.prefix = check_prefix(prefix)
+        for setting, value in (("cache_expire", cache_expire), ("timeout", timeout)):
+            check_seconds(setting, value)
+        if not check_seconds("result_expire", result_expire):
+            raise ValueError(f"result_expire={result_expire!r}: results must be kept for a while")
         self.result_expire = result_expire
         self.cache_expire = cache_expire
         self.timeout = timeout

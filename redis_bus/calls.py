@@ -93,7 +93,7 @@ def call(source: Source, args: Args, kwargs: Kwargs, options: Options) -> Steps[
         target, key, body = yield from _prepare(source, args, kwargs)
         shown = ShownCall(target.name, args, kwargs)
         if deadline.left() == 0.0:
-            raise CallTimeout(f"{shown}: its time is up before it is sent (of its caller's, too)")
+            raise CallTimeout(f"{shown}: not sent, no time is left ({deadline.describe()})")
         try:
             if key is None:
                 found = yield from _call_alone(target, body, shown, deadline, options)
@@ -300,7 +300,8 @@ def _raise_refusal(status: list[Any], target: Target, shown: ShownCall | str) ->
     match status:
         case [b"full"]:
             limit = target.descriptor.max_queue
-            raise QueueFull(f"{shown}: {limit} jobs wait for {target.name} already (max_queue)")
+            jobs = "1 job waits" if limit == 1 else f"{limit} jobs wait"
+            raise QueueFull(f"{shown}: {jobs} for {target.name} already (max_queue)")
         case [b"no_workers"]:
             raise NoWorkers(f"{shown}: no worker alive serves {target.name}")
         case [b"stale"]:

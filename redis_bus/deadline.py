@@ -9,17 +9,31 @@ from contextvars import ContextVar
 _inherited: ContextVar[float | None] = ContextVar("redis_bus_deadline", default=None)
 
 
+MOST_SECONDS = 1e10  # three hundred years: what is more, or no number, is a mistake
+
+
+def check_seconds(name: str, value: float | None) -> float | None:
+    """Return a setting in seconds, or None. Raises TypeError, ValueError, naming the setting."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}={value!r}: a number of seconds, not {type(value).__name__}")
+    if not 0 <= value < MOST_SECONDS:
+        raise ValueError(f"{name}={value!r}: a number of seconds from 0 to {MOST_SECONDS:g}")
+    return value
+
+
 class Deadline:
     """The end of a call's time budget, on this process's monotonic clock.
 
     A call made while a job runs inherits what is left of the job's own budget, if that is less.
     """
 
-    __slots__ = ("budget", "end", "start")
+    __slots__ = ("_given", "budget", "end", "start")
 
     def __init__(self, budget: float | None) -> None:
         self.start = time.monotonic()
-        self.budget = budget
+        self.budget = self._given = budget
         inherited = _inherited.get()
         if inherited is not None:
             left = max(0.0, inherited - self.start)
@@ -36,6 +50,13 @@ class Deadline:
         """Milliseconds until the end, at least 1, as `call` takes them; 0 for no end."""
         left = self.left()
         return 0 if left is None else max(1, round(left * 1000))
+
+    def describe(self) -> str:
+        """Say in words how long it is, and whose time that is."""
+        given = "no timeout" if self._given is None else f"timeout {self._given:g} s"
+        if self.budget == self._given:
+            return given
+        return f"{given}, but the job that calls has {self.budget:.3g} s left"
 
     def passed(self) -> float:
         """Seconds since the start."""

@@ -8,11 +8,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from .deadline import MOST_SECONDS
 from .errors import ProtocolError
 
 _ETAG_CHARACTERS = 16
 _MARK = re.compile(r"[!-~]{16}\Z")
-_MOST_SECONDS = 1e10  # three hundred years: what is more, or no number, is a mistake
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def _find_problem(values: Mapping[str, object]) -> str | None:
     for name, value in values.items():
         if not isinstance(value, types[name]):
             return name
-        if isinstance(value, (int, float)) and not 0 <= value < _MOST_SECONDS:
+        if isinstance(value, (int, float)) and not 0 <= value < MOST_SECONDS:
             return name
         if name in ("etag", "shape") and not _MARK.match(str(value)):
             return name

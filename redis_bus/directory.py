@@ -106,7 +106,7 @@ def stats(bus: str, own: codec.Serializer) -> Steps[dict[str, dict[str, float]]]
             "errors": counted.get("errors", 0),
             "queued": state[1],
             "workers": state[0],
-            "latency": counted.get("run_us", 0) / runs / 1e6 if runs else 0.0,
+            "latency": round(counted.get("run_us", 0) / runs / 1e6, 6) if runs else 0.0,
         }
     return result
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from . import calls
 from .calls import Steps
+from .deadline import check_seconds
 from .result import AsyncResult
 from .target import Options, Target, empty_signature
 
@@ -71,7 +72,11 @@ class Method(Generic[P, R]):
         ``timeout``: seconds that a call waits; None: for ever. ``fail_fast``: raise NoWorkers at
         once where nobody alive serves the method. ``allow``: exception classes that are raised
         as themselves when the remote function raises them.
+
+        Raises TypeError and ValueError for a timeout that is no number of seconds.
         """
+        if timeout is not _KEEP:
+            check_seconds("timeout", timeout)
         now = self._options
         chosen = Options(
             timeout=now.timeout if timeout is _KEEP else timeout,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from .deadline import check_seconds
 from .descriptor import Descriptor
 from .errors import BusError
 from .signature import describe, method_name
@@ -32,12 +33,11 @@ class Settings:
     serializer: str
 
     def __post_init__(self) -> None:
-        for name in ("cache_expire", "stale", "timeout", "result_expire", "max_queue"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1e10:
-                raise ValueError(f"{name}={value!r}: a number from 0 to 1e10, or None")
-        if self.max_queue == 0:
-            raise ValueError("max_queue=0: no call could ever wait; None means any number")
+        for name in ("cache_expire", "stale", "timeout", "result_expire"):
+            check_seconds(name, getattr(self, name))
+        limit = self.max_queue
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise ValueError(f"max_queue={limit!r}: how many jobs may wait, at least 1, or None")
         if self.cache_key is not None and not isinstance(self.cache_key, (str, bool)):
             raise ValueError(f"cache_key={self.cache_key!r}: a format string, or True for all")
         if self.stale and self.cache_key in (None, False):

@@ -80,7 +80,7 @@ class Target:
         bound = self.signature.bind(*args, **kwargs)
         for name, value in bound.arguments.items():
             try:
-                codec.encode(value, self.serializer, root=name)
+                codec.encode(value, self.serializer, root=f"argument {name}")
             except SerializationError as error:
                 raise SerializationError(f"{ShownCall(self.name, args, kwargs)}: {error}") from None
 

@@ -181,7 +181,7 @@ def test_an_argument_that_cannot_be_sent_is_an_error_that_names_the_path(
             with sent(client) as commands, pytest.raises(SerializationError) as error:
                 call(*args, **kwargs)
             assert re.match(r"math_sum\(.*\): ", str(error.value))
-            assert f"cannot encode {path}: object of type 'object'" in str(error.value)
+            assert f"cannot encode argument {path}: object of type 'object'" in str(error.value)
             assert isinstance(error.value, TypeError)
             assert commands == {}
 

@@ -521,3 +521,36 @@ def test_a_call_through_the_registering_bus_publishes_again_after_a_cleanup(
     bus.method.run()
     assert bus.serve_once() == 1
     assert done.is_set()
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"timeout": "5"}, TypeError),
+        ({"timeout": -1}, ValueError),
+        ({"cache_expire": -5}, ValueError),
+        ({"cache_expire": True}, TypeError),
+        ({"result_expire": None}, ValueError),
+        ({"result_expire": 0}, ValueError),
+        ({"timeout": float("nan")}, ValueError),
+        ({"timeout": float("inf")}, ValueError),
+    ],
+)
+def test_a_bus_refuses_settings_that_cannot_be_and_names_them(
+    url: str, settings: dict[str, Any], kind: type[Exception]
+) -> None:
+    with pytest.raises(kind, match=f"^{next(iter(settings))}="):
+        Bus("test", url=url, **settings)
+
+
+@pytest.mark.parametrize("timeout", ["x", -1, float("nan")])
+def test_options_refuse_a_timeout_that_cannot_be(bus: Bus, timeout: Any) -> None:
+    bus.register("method")(double)
+    with pytest.raises((TypeError, ValueError), match=r"^timeout="):
+        bus.method.options(timeout=timeout)
+
+
+def test_a_call_whose_time_is_up_says_whose_time_that_was(bus: Bus) -> None:
+    bus.register("method")(double)
+    with pytest.raises(CallTimeout, match=r"^method\(1\): not sent, no time is left \(timeout 0 s"):
+        bus.method.options(timeout=0)(1)
