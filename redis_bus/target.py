@@ -80,9 +80,10 @@ class Target:
         bound = self.signature.bind(*args, **kwargs)
         for name, value in bound.arguments.items():
             try:
-                codec.encode(value, self.serializer, root=f"argument {name}")
+                codec.encode(value, self.serializer, root=name)
             except SerializationError as error:
-                raise SerializationError(f"{ShownCall(self.name, args, kwargs)}: {error}") from None
+                what = str(error).replace("encode ", "encode argument ", 1)
+                raise SerializationError(f"{ShownCall(self.name, args, kwargs)}: {what}") from None
 
 
 def _accepted(descriptor: Descriptor, own: codec.Serializer) -> codec.Serializer:
