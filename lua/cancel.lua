@@ -12,16 +12,17 @@
 local pending, reply, flight = unpack(KEYS)
 local job, outcome, keep = unpack(ARGV)
 
-if redis.call('HEXISTS', pending, job) == 0 then
+local noted = redis.call('HGET', pending, job)
+if not noted or noted == '-' then
   return 'late'
 end
 if flight then
   local leader, _, shared = read_flight(flight)
-  if leader ~= job or shared == '1' then
+  if leader ~= job or shared ~= '0' then
     return 'shared'
   end
   redis.call('DEL', flight)
 end
-redis.call('HDEL', pending, job)
+redis.call('HSET', pending, job, '-')
 put_reply(reply, outcome, keep)
 return 'cancelled'

@@ -3,7 +3,7 @@
 -- KEYS  running, reply, stats
 --       meta, cache, flight   only where the job has a cache key
 -- ARGV  job, outcome, and:
---   keep      how long the outcome is kept for those who joined, or may have
+--   keep      how long the outcome is kept for runs that joined, or may have
 --   alone     how long it is kept where nobody joined, and at the most until `deadline`;
 --             0: nobody reads it
 --   deadline  when the caller gives up; 0: unknown
@@ -20,6 +20,7 @@
 -- include: meta
 -- include: read_flight
 -- include: reply
+local BRIEF = 10000 -- ms in which a call that joined begins to wait
 local running, reply, stats, meta, cache, flight = unpack(KEYS)
 local job, outcome, keep, alone, deadline, spent, method, generation, expire, stale = unpack(ARGV)
 alone, deadline = tonumber(alone), tonumber(deadline)
@@ -49,21 +50,21 @@ local function store()
   redis.call('SET', cache, entry, 'PX', expire + stale)
 end
 
-local joined = false
+local joined = '0'
 if flight then
   local leader, _, shared = read_flight(flight)
-  joined = leader ~= job or shared == '1'
+  joined = leader ~= job and '2' or shared
   if leader == job then
     redis.call('DEL', flight)
     store()
   end
 end
 
-if joined then
-  put_reply(reply, outcome, keep)
-  return 'done'
-end
-if deadline > 0 then
+if joined == '2' then
+  alone = tonumber(keep)
+elseif joined == '1' then
+  alone = math.max(alone, BRIEF)
+elseif deadline > 0 then
   alone = math.min(alone, deadline - now_ms())
 end
 if alone > 0 then

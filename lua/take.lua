@@ -23,8 +23,11 @@ local function next_job(queue)
       return entry, nil
     end
     local late = deadline ~= '0' and now > tonumber(deadline) and size == '-'
-    local cancelled = mode == 'run' and redis.call('HDEL', pending, job) == 0
-    if not late and not cancelled then
+    local noted = mode == 'run' and redis.call('HGET', pending, job)
+    if noted then
+      redis.call('HDEL', pending, job)
+    end
+    if not late and noted ~= '-' then
       return entry, job
     end
     entry = redis.call('LPOP', queue)

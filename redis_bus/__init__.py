@@ -1,21 +1,25 @@
 """A bus for the internal API of many small services, over the Redis they have already."""
 
-from .bus import Bus
-from .errors import (
-    BusError,
-    CallTimeout,
-    Cancelled,
-    ConnectionLost,
-    NoWorkers,
-    ProtocolError,
-    QueueFull,
-    RemoteError,
-    RemoteTraceback,
-    SerializationError,
-    WorkerLost,
-)
-from .method import Method
-from .result import AsyncResult
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .bus import Bus
+    from .errors import (
+        BusError,
+        CallTimeout,
+        Cancelled,
+        ConnectionLost,
+        NoWorkers,
+        ProtocolError,
+        QueueFull,
+        RemoteError,
+        RemoteTraceback,
+        SerializationError,
+        WorkerLost,
+    )
+    from .method import Method
+    from .result import AsyncResult
 
 __all__ = [
     "AsyncResult",
@@ -34,3 +38,18 @@ __all__ = [
     "WorkerLost",
 ]
 __version__ = "0.1.0"
+
+_PLACES = {"AsyncResult": "result", "Bus": "bus", "Method": "method"}
+
+
+def __getattr__(name: str) -> object:
+    # Imported when first used: pytest loads redis_bus.testing in every run, with Redis or without.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_PLACES.get(name, 'errors')}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

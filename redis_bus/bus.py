@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fnmatch
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -14,7 +15,7 @@ import redis
 from . import codec, directory
 from .core import Core
 from .deadline import check_seconds
-from .errors import BusError, ConnectionLost
+from .errors import BusError
 from .method import Method
 from .protocol import check_bus_name, check_method_name, check_prefix
 from .registration import Registration, Settings
@@ -70,7 +71,7 @@ class Bus:
         self.serializer = codec.get_serializer(serializer)
         self.conn = connect(url or default_url(), **redis_kwargs) if conn is None else conn
         self._core = Core(self.name, Transport(self.conn), self.serializer, timeout)
-        self._worker: Worker | None = None
+        self._workers: set[Worker] = set()
 
     # -- registering: local, without I/O ------------------------------------------------------
 
@@ -171,7 +172,7 @@ class Bus:
 
     def __getattr__(self, name: str) -> Method[..., Any]:
         # Consoles ask every object for these, and would wait for Redis each time.
-        if name.startswith(("__", "_repr_", "_ipython_")):
+        if name.startswith(("__", "_repr_", "_ipython_")) or "_core" not in self.__dict__:
             raise AttributeError(name)
         try:
             return self[name]
@@ -191,7 +192,7 @@ class Bus:
         names = set(super().__dir__())
         try:
             return sorted(names | set(self.all_methods()))
-        except ConnectionLost:
+        except BusError:
             # Completion in a console must not fail for want of a Redis.
             return sorted(names | set(self._core.registrations))
 
@@ -222,11 +223,13 @@ class Bus:
         Raises BusError where there is nothing to serve, ConnectionLost where Redis cannot be
         reached at the start; after that, a worker tries again until Redis is back.
         """
-        self._make_worker(pattern, debug=debug).serve()
+        with self._serving(pattern, debug=debug) as worker:
+            worker.serve()
 
     def serve_once(self, pattern: str | None = None, debug: bool = False) -> int:
         """Run the jobs that wait now, then return how many there were. See `serve`."""
-        return self._make_worker(pattern, debug=debug).serve_once()
+        with self._serving(pattern, debug=debug) as worker:
+            return worker.serve_once()
 
     def _make_worker(self, pattern: str | None, *, debug: bool) -> Worker:
         wanted = [
@@ -238,13 +241,21 @@ class Bus:
             what = f"matches {pattern!r}" if self._core.registrations else "is registered here"
             raise BusError(f"bus {self.name!r}: nothing to serve, no method {what}")
         targets = [self._core.compile(registration) for registration in wanted]
-        self._worker = Worker(self._core, list(zip(wanted, targets, strict=True)), debug=debug)
-        return self._worker
+        return Worker(self._core, list(zip(wanted, targets, strict=True)), debug=debug)
+
+    @contextlib.contextmanager
+    def _serving(self, pattern: str | None, *, debug: bool) -> Iterator[Worker]:
+        worker = self._make_worker(pattern, debug=debug)
+        self._workers.add(worker)
+        try:
+            yield worker
+        finally:
+            self._workers.discard(worker)
 
     def stop(self) -> None:
-        """Let a `serve` that runs in another thread finish its job and return."""
-        if self._worker is not None:
-            self._worker.stop()
+        """Let each `serve` that runs in another thread finish its job and return."""
+        for worker in list(self._workers):
+            worker.stop()
 
     # -- looking after ------------------------------------------------------------------------
 
@@ -255,7 +266,7 @@ class Bus:
         the run of another, ``errors`` the runs that raised; ``queued`` jobs wait now for
         ``workers`` alive; ``latency`` is the mean run in seconds.
         """
-        return self._core.drive(directory.stats(self.name, self.serializer))
+        return self._core.drive(directory.stats(self.name))
 
     def cleanup(self) -> int:
         """Delete all keys of this bus, by SCAN and UNLINK, and return how many there were.

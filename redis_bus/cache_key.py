@@ -44,6 +44,8 @@ from zoneinfo import ZoneInfo
 from redis_bus.errors import SerializationError
 
 MAX_KEY_BYTES = 256
+# A template may come from the registry: it must not make its callers fill their memory.
+MAX_WIDTH = 1000
 MAX_DEPTH = 64
 _MAX_PATH_CHARS = 200
 
@@ -223,6 +225,8 @@ def _what_is_wrong(
         return "no such parameter"
     if "{" in spec or "}" in spec:
         return "fields within a format spec are refused"
+    if any(int(digits) > MAX_WIDTH for digits in re.findall(r"\d+", spec)):
+        return f"a width or precision over {MAX_WIDTH} is refused"
     if conversion is not None and conversion not in _CONVERSIONS:
         return f"unknown conversion {conversion!r}: there are s, r and a"
     return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import logging
 import os
 from collections.abc import Generator
@@ -28,7 +29,7 @@ from .errors import (
 )
 from .protocol import MOVED_TAG, SLICE_SECONDS, Command, Mode, Route, parse_entry
 from .target import Args, Kwargs, Options, ShownCall, Target
-from .transport import READ_SECONDS
+from .transport import READ_SECONDS, is_unreachable
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -37,6 +38,8 @@ T = TypeVar("T")
 FIRST_SLICE_SECONDS = 1.0
 # How often a call is begun anew: registrations that change, connections that are lost.
 MAX_TRIES = 5
+# How often an outcome may be another job's, before that counts as bytes that are not ours.
+MAX_MOVES = 10
 
 
 class Request(NamedTuple):
@@ -52,8 +55,10 @@ def ask(*commands: Command) -> Request:
     return Request(commands, may_repeat=True)
 
 
-class _Cached(bytes):
-    """An outcome that comes from the cache, where somebody else may have written it."""
+class _Hit(NamedTuple):
+    """An entry of the cache, where somebody else may have written it."""
+
+    entry: bytes
 
 
 Steps = Generator[Request, list[Any], T]
@@ -89,10 +94,14 @@ def call(source: Source, args: Args, kwargs: Kwargs, options: Options) -> Steps[
     target = source.target
     deadline = Deadline(options.timeout if options.has_timeout else target.timeout)
     key: bytes | None
+    found: bytes | _Hit | None
+    lost: ConnectionLost | None = None
     for attempt in range(MAX_TRIES):
         target, key, body = yield from _prepare(source, args, kwargs)
         shown = ShownCall(target.name, args, kwargs)
-        if deadline.left() == 0.0:
+        if deadline.left() == 0.0 and lost is not None:
+            raise ConnectionLost(_lost_message(shown, target, lost)) from lost
+        if deadline.left() == 0.0 and key is None:
             raise CallTimeout(f"{shown}: not sent, no time is left ({deadline.describe()})")
         try:
             if key is None:
@@ -100,24 +109,28 @@ def call(source: Source, args: Args, kwargs: Kwargs, options: Options) -> Steps[
             else:
                 found = yield from _call_keyed(target, key, body, shown, deadline, options)
         except ConnectionLost as error:
-            if attempt == MAX_TRIES - 1 or not target.may_run_twice:
+            if attempt == MAX_TRIES - 1 or not target.may_run_twice or is_unreachable(error):
                 raise ConnectionLost(_lost_message(shown, target, error)) from error
+            lost = error
             continue
         if found is None:
             yield from _renew(source, target)
-        elif not isinstance(found, _Cached):
+        elif isinstance(found, bytes):
             return outcome.decode(found, target.serializer, options.allow)
-        elif not outcome.is_error(found):  # which is never cached
-            with contextlib.suppress(ProtocolError, SerializationError):
-                return outcome.decode(found, target.serializer)
-        if isinstance(found, _Cached) and key is not None:
-            logger.warning("%s: its cached value is not ours, and is forgotten", shown)
-            yield ask(target.route.clear(key))
+        else:
+            cached = parse_entry(found.entry)
+            if not outcome.is_error(cached):  # which is never cached
+                with contextlib.suppress(ProtocolError, SerializationError):
+                    return outcome.decode(cached, target.serializer)
+            yield from _discard(target, key or b"", found.entry, shown)
     raise BusError(f"{ShownCall(target.name, args, kwargs)}: it is registered anew again and again")
 
 
 def run(source: Source, args: Args, kwargs: Kwargs, options: Options) -> Steps[str]:
-    """Enqueue a call, or join its flight, and return the id of the job to wait for."""
+    """Enqueue a call, or join its flight, and return the id of the job to wait for.
+
+    It waits for a worker as long as that takes, unless the options give it a timeout.
+    """
     for _ in range(MAX_TRIES):
         target, key, body = yield from _prepare(source, args, kwargs)
         shown = ShownCall(target.name, args, kwargs)
@@ -126,7 +139,7 @@ def run(source: Source, args: Args, kwargs: Kwargs, options: Options) -> Steps[s
             job,
             body,
             mode=Mode.RUN,
-            budget_ms=target.route.keep_ms,
+            budget_ms=Deadline(options.timeout).left_ms(),
             key=key,
             fail_fast=options.fail_fast,
         )
@@ -150,22 +163,36 @@ def wait(ticket: Ticket, deadline: Deadline, *, warned: bool = False) -> Steps[b
 
     Unless ``warned``, the first wait is short, and the log tells of a method nobody serves.
     """
-    job = ticket.job
+    job, service, moves, losses = ticket.job, ticket.route.service, 0, 0
     while True:
-        longest = SLICE_SECONDS if warned else FIRST_SLICE_SECONDS
-        if deadline.left() == 0.0:
+        seconds, timeout = _slice(deadline, SLICE_SECONDS if warned else FIRST_SLICE_SECONDS)
+        is_late = deadline.left() == 0.0
+        command = service.look(job) if is_late else service.wait_shared(job, seconds)
+        try:
+            reply = (yield Request((command,), timeout))[0]
+        except ConnectionLost as error:
+            # The outcome is read without taking it, so it survives that.
+            losses += 1
+            if is_late or losses == MAX_TRIES or is_unreachable(error):
+                raise
+            continue
+        if reply is None and is_late:
             raise (yield from _too_late(ticket, deadline))
-        seconds, timeout = _slice(deadline, longest)
-        command = ticket.route.service.wait_shared(job, seconds)
-        reply = (yield Request((command,), timeout))[0]
         if reply is None:
             if not warned:
                 yield from _warn_if_nobody(ticket, deadline)
             warned = True
         elif reply.startswith(MOVED_TAG):
-            job = reply[len(MOVED_TAG) :].decode("ascii", "replace")
+            job, moves = _moved_to(reply, ticket, moves)
         else:
             return bytes(reply)
+
+
+def _moved_to(reply: bytes, ticket: Ticket, moves: int) -> tuple[str, int]:
+    """Return the job to wait for instead, and how often that was said."""
+    if moves == MAX_MOVES:
+        raise ProtocolError(f"{ticket.shown}: its outcome is said to be another's, again and again")
+    return reply[len(MOVED_TAG) :].decode("ascii", "replace"), moves + 1
 
 
 def clear(source: Source, args: Args, kwargs: Kwargs) -> Steps[bool]:
@@ -192,12 +219,12 @@ def clear_all(source: Source) -> Steps[None]:
 
 def is_done(ticket: Ticket) -> Steps[bool]:
     """Whether the outcome of a job is there."""
-    job = ticket.job
+    job, moves = ticket.job, 0
     while True:
-        head = (yield ask(("LINDEX", ticket.route.service.reply(job), 0)))[0]
+        head = (yield ask(ticket.route.service.look(job)))[0]
         if head is None or not head.startswith(MOVED_TAG):
             return head is not None
-        job = head[len(MOVED_TAG) :].decode("ascii", "replace")
+        job, moves = _moved_to(head, ticket, moves)
 
 
 def cancel(ticket: Ticket) -> Steps[bool]:
@@ -248,12 +275,7 @@ def _call_alone(
         return bytes(reply[1])
     ticket = Ticket(target.route, job, status[2], shown)
     yield from _warn_if_nobody(ticket, deadline)
-    # From here on the outcome is read without taking it, so that it survives a lost connection.
-    while True:
-        try:
-            return (yield from wait(ticket, deadline, warned=True))
-        except ConnectionLost:
-            yield from _reconnect(ticket, deadline)
+    return (yield from wait(ticket, deadline, warned=True))
 
 
 def _call_keyed(
@@ -263,7 +285,7 @@ def _call_keyed(
     shown: ShownCall | str,
     deadline: Deadline,
     options: Options,
-) -> Steps[bytes | None]:
+) -> Steps[bytes | _Hit | None]:
     """A call with a cache key: only a miss waits. None: it is registered anew."""
     command = target.route.call(
         new_job_id(),
@@ -277,15 +299,24 @@ def _call_keyed(
     status = (yield Request((command,), timeout))[0]
     match status:
         case [b"hit", bytes(entry)]:
-            return _Cached(parse_entry(entry))
+            return _Hit(entry)
         case [b"joined", bytes(leader)]:
             ticket = Ticket(target.route, leader.decode(), 0, shown)
-        case [b"queued", bytes(own), int(now)]:
+        case [b"queued", bytes(own), int(now), *foreign]:
             ticket = Ticket(target.route, own.decode(), now, shown)
+            if foreign:
+                logger.warning("%s: its cached value is not ours, and is overwritten", shown)
         case _:
             _raise_refusal(status, target, shown)
             return None
     return (yield from wait(ticket, deadline))
+
+
+def _discard(target: Target, key: bytes, entry: bytes, shown: ShownCall | str) -> Steps[None]:
+    """Forget a value that cannot be read; of all who find it, one says so."""
+    digest = hashlib.sha1(entry, usedforsecurity=False).hexdigest()
+    if (yield ask(target.route.discard(key, digest)))[0]:
+        logger.warning("%s: its cached value is not ours, and is forgotten", shown)
 
 
 def _renew(source: Source, target: Target) -> Steps[None]:
@@ -318,18 +349,17 @@ def _slice(deadline: Deadline, longest: float) -> tuple[float, float]:
     return min(longest, max(0.001, round(left, 3))), left + 1.0
 
 
-def _reconnect(ticket: Ticket, deadline: Deadline) -> Steps[None]:
-    """Ask for the state on a new connection. Raises ConnectionLost where there is none."""
-    if deadline.left() == 0.0:
-        raise (yield from _too_late(ticket, deadline))
-    yield ask(ticket.route.state(ticket.job, ticket.enqueued_ms))
+def _ask_state(ticket: Ticket, deadline: Deadline) -> Request:
+    """Ask what the bus knows, and wait for that no longer than for the outcome."""
+    _, timeout = _slice(deadline, SLICE_SECONDS)
+    return Request((ticket.route.state(ticket.job, ticket.enqueued_ms),), timeout)
 
 
 def _warn_if_nobody(ticket: Ticket, deadline: Deadline) -> Steps[None]:
     left = deadline.left()
     if left is not None and left <= 0:
         return
-    replies = yield ask(ticket.route.state(ticket.job, ticket.enqueued_ms))
+    replies = yield _ask_state(ticket, deadline)
     if replies[0][0] == 0:
         logger.warning("%s: it waits, but no worker alive serves it", ticket.shown)
 
@@ -339,7 +369,7 @@ def _too_late(ticket: Ticket, deadline: Deadline) -> Steps[CallTimeout]:
     budget = deadline.budget or 0.0
     text = f"{ticket.shown}: no reply in {_shown_seconds(budget)} s"
     try:
-        replies = yield Request((ticket.route.state(ticket.job, ticket.enqueued_ms),), 1.0)
+        replies = yield _ask_state(ticket, deadline)
     except BusError as error:
         return CallTimeout(f"{text} ({error})")
     alive, _, queued = replies[0]
@@ -349,7 +379,7 @@ def _too_late(ticket: Ticket, deadline: Deadline) -> Steps[CallTimeout]:
     elif ticket.enqueued_ms:
         since = "taken by a worker, not finished"
     else:
-        since = "waiting for a run that is under way"
+        since = "not finished"
     workers = f"{alive} worker{'' if alive == 1 else 's'} alive"
     kind = CallTimeout if alive else NoWorkers
     return kind(f"{text} ({since}; {workers})")
@@ -360,6 +390,6 @@ def _shown_seconds(seconds: float) -> str:
 
 
 def _lost_message(shown: ShownCall | str, target: Target, error: ConnectionLost) -> str:
-    if target.may_run_twice:
+    if target.may_run_twice or is_unreachable(error):
         return f"{shown}: {error}"
     return f"{shown}: {error}; it is unknown whether it ran, so it is not sent again"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from . import __version__
 from .cli_call import call, cleanup, clear_cache
-from .cli_common import Exit, describe, exit_code, fail, opened, url_option
+from .cli_common import Exit, describe, exit_code, fail, hide_passwords, opened, url_option
 from .cli_look import ls, ping, stats
 from .cli_serve import serve
+from .cli_target import perhaps_target
 from .errors import BusError
 
 HELP = """Serve and call functions over Redis.
@@ -20,7 +23,7 @@ them by name, calls them as if they were its own, and gets cached answers withou
 
 \b
 Examples:
-  redis-bus demo                              see all of it in five seconds
+  redis-bus demo                              see all of it in a second or two
   redis-bus simple_math.bus                   serve the object `bus` of simple_math.py
   redis-bus --embedded simple_math.bus        the same, with a Redis of its own
   redis-bus --debug simple_math.bus           the same, with pdb on an exception
@@ -44,7 +47,8 @@ class Commands(click.Group):
         args = self._url_behind_command(args)
         if args and self._means_serve(args[0]):
             args = ["serve", *args]
-        return super().parse_args(ctx, args)
+        with _without_passwords():
+            return super().parse_args(ctx, args)
 
     def _url_behind_command(self, args: list[str]) -> list[str]:
         """Let --url stand before a command as well: every command on Redis has it."""
@@ -57,8 +61,10 @@ class Commands(click.Group):
 
     def _means_serve(self, first: str) -> bool:
         """Whether the first argument is an option of serve, or a target and not a command."""
+        if first.startswith("--"):
+            return first.partition("=")[0] in _options_of(serve)
         if first.startswith("-"):
-            return first not in ("--help", "-h", "--version", "--")
+            return first[:2] in _options_of(serve) and first not in ("-h", "--help")
         return first not in self.commands and any(mark in first for mark in ".:/")
 
     def resolve_command(
@@ -67,17 +73,36 @@ class Commands(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            hint = "To serve a bus, name its module too, such as simple_math.bus."
+            target = perhaps_target(args[0]) or "simple_math.bus"
+            perhaps = "perhaps" if perhaps_target(args[0]) else "such as"
+            hint = f"To serve a bus, name its module too, {perhaps} {target}."
             raise click.UsageError(f"{error.format_message()} {hint}", ctx) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _without_passwords():
+                return super().invoke(ctx)
         except BusError as error:
             fail(describe(error), exit_code(error))
         except (KeyboardInterrupt, click.Abort):
             click.echo(err=True)
             raise click.exceptions.Exit(Exit.INTERRUPTED) from None
+
+
+@contextlib.contextmanager
+def _without_passwords() -> Iterator[None]:
+    """Have no password in what is said of a wrong command line."""
+    try:
+        yield
+    except click.UsageError as error:
+        message = error.format_message()
+        if hide_passwords(message) == message:
+            raise
+        raise click.UsageError(hide_passwords(message), error.ctx) from None
+
+
+def _options_of(command: click.Command) -> set[str]:
+    return {name for one in command.params if isinstance(one, click.Option) for name in one.opts}
 
 
 @click.group(
@@ -95,7 +120,7 @@ def main() -> None:
     """The entry point; the help that people see is HELP."""
 
 
-@click.command(short_help="See all of it in a few seconds.")
+@click.command(short_help="See all of it in a second or two.")
 def demo() -> None:
     """Show discovery, calls, the cache and errors, on a Redis of its own."""
     from .demo import run

@@ -11,6 +11,7 @@ import click
 from .bus import Bus
 from .cli_common import (
     Exit,
+    Seconds,
     confirm,
     describe,
     exit_code,
@@ -24,7 +25,7 @@ from .cli_common import (
     yes_option,
 )
 from .codec import to_json
-from .errors import BusError, RemoteTraceback
+from .errors import BusError, RemoteError, RemoteTraceback
 from .method import Method
 from .target import ShownCall
 
@@ -38,7 +39,7 @@ TAKES_VALUES = {"ignore_unknown_options": True}
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=Seconds(min=0),
     metavar="SECONDS",
     help="How long to wait; else the method's own, else 30.",
 )
@@ -59,7 +60,8 @@ def call(
     ARGS are read as JSON, else as text: 1 is a number, '"1"' and one are texts, [1,2] is a list,
     and b=2 is the keyword argument b. After -- everything is an argument.
 
-    Exit codes: 1 it raised (its traceback is on stderr), 2 the call is wrong, 3 no worker
+    Exit codes: 1 it raised (its traceback is on stderr; with --json it is an object on stdout,
+    {"error": {"type": ..., "message": ..., "traceback": ...}}), 2 the call is wrong, 3 no worker
     serves it, 4 timeout, 5 no Redis.
     """
     values, keywords = _parse_arguments(args)
@@ -70,7 +72,7 @@ def call(
         try:
             result = remote(*values, **keywords)
         except Exception as error:  # noqa: BLE001 - a remote function may raise anything
-            _fail_for(error)
+            _fail_for(error, as_json=as_json)
     if as_json:
         print_json(to_json(result))
     else:
@@ -172,14 +174,30 @@ def _find(bus: Bus, name: str) -> Method[..., Any]:
         fail(str(error.args[0]), Exit.USAGE)
 
 
-def _fail_for(error: Exception) -> NoReturn:
+def _fail_for(error: Exception, *, as_json: bool) -> NoReturn:
     """End the command as what a call raised demands: was it here, on the bus, or over there?"""
     if isinstance(error.__cause__, RemoteTraceback):
-        trace = error.__cause__.text.strip() or f"{type(error).__name__}: {error}"
-        click.echo(hide_passwords(trace), err=True)
+        _show_remote(error, error.__cause__.text.strip(), as_json=as_json)
         raise click.exceptions.Exit(Exit.REMOTE_ERROR) from None
     if isinstance(error, TypeError):
         fail(str(error), Exit.USAGE)
     if isinstance(error, BusError):
         fail(describe(error), exit_code(error))
     raise error
+
+
+def _show_remote(error: Exception, trace: str, *, as_json: bool) -> None:
+    """Show what came from a worker: of a user's function where it raised, of the bus the words."""
+    kind, message = type(error).__name__, str(error)
+    is_of_the_bus = isinstance(error, BusError)
+    if isinstance(error, RemoteError):
+        is_of_the_bus = False
+        kind = error.type_name.removeprefix("builtins.")
+        message = message.removeprefix(kind).removeprefix(": ")
+    if as_json:
+        shown = {"type": kind, "message": message, "traceback": trace}
+        print_json({"error": {name: hide_passwords(text) for name, text in shown.items()}})
+    elif is_of_the_bus:
+        click.echo(f"redis-bus: {hide_passwords(' '.join(message.split()))}", err=True)
+    else:
+        click.echo(hide_passwords(trace or f"{kind}: {message}"), err=True)

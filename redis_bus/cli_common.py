@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from enum import IntEnum
@@ -12,17 +14,20 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from .address import hide_password
 from .bus import Bus
-from .embedded import EmbeddedUnavailable
+from .embedded import EmbeddedUnavailable, how_to_install
 from .errors import BusError, CallTimeout, ConnectionLost, NoWorkers
+from .transport import NO_REDIS, WAYS_OUT
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# What stands before the @ of a URL, wherever that turns up in a text.
-_CREDENTIALS = re.compile(r"(\w://)[^\s'\"]*@")
+# What stands before the @ of a URL, wherever that turns up in a text, also without a scheme.
+_CREDENTIALS = re.compile(
+    r"(\w://)[^\s'\"]*@|(?<![^\s'\"(=,])[^\s'\"@:]*:(?!//)[^\s'\"]+@(?=[\w\[/])"
+)
 _PASSWORD_ARGUMENT = re.compile(r"([?&]\w*password=)[^\s'\"&]+", re.IGNORECASE)
-# How redis-py begins to say that there is no connection; what follows is the reason.
-_REFUSED = re.compile(r"Error \S+ connecting to .*?\. (?P<reason>.*)", re.DOTALL)
+_NO_REDIS = re.compile(f"{NO_REDIS} (?P<where>.*); {re.escape(WAYS_OUT)}", re.DOTALL)
 
 
 class Exit(IntEnum):
@@ -36,6 +41,21 @@ class Exit(IntEnum):
     NO_REDIS = 5
     INTERRUPTED = 130
     TERMINATED = 143
+
+
+class Seconds(click.FloatRange):
+    """A time, of 0 seconds at least."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        try:
+            is_number = math.isfinite(float(value))
+        except ValueError:
+            is_number = False
+        if not is_number:
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return float(super().convert(value, param, ctx))
 
 
 option = functools.partial(click.option, show_envvar=True)
@@ -64,11 +84,11 @@ def yes_option(command: F) -> F:
 
 @contextlib.contextmanager
 def opened(name: str, url: str | None) -> Iterator[Bus]:
-    """Open a bus; what is wrong with its name or URL is a usage error."""
+    """Open a bus; what is wrong with its name or URL is exit code 2."""
     try:
         bus = Bus(name, url=url)
     except ValueError as error:
-        raise click.UsageError(hide_passwords(str(error))) from None
+        fail(str(error), Exit.USAGE)
     with bus:
         yield bus
 
@@ -102,20 +122,22 @@ def fail(text: str, code: Exit) -> NoReturn:
 
 def hide_passwords(text: str) -> str:
     """Return a text in which no URL shows its password."""
+    for name in ("REDIS_BUS_URL", "REDIS_URL"):
+        url = os.environ.get(name)
+        if url and "@" in url:
+            text = text.replace(url, hide_password(url))
     return _PASSWORD_ARGUMENT.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", text))
 
 
 def describe(error: BusError) -> str:
     """Return what a person needs to know of an error of the bus, in one line."""
-    refused = _REFUSED.fullmatch(str(error.__cause__ or ""))
-    if not isinstance(error, ConnectionLost) or refused is None:
+    nowhere = _NO_REDIS.search(str(error))
+    if not isinstance(error, ConnectionLost) or nowhere is None:
         return " ".join(str(error).split())
-    address = str(error).partition(": Error ")[0].removeprefix("Redis at ")
-    reason = refused["reason"].strip().rstrip(".")
     return (
-        f"no Redis at {address} ({reason}). Three ways out: "
+        f"{NO_REDIS} {nowhere['where']}. Three ways out: "
         "redis-bus --embedded TARGET brings its own; "
-        "start one (apt install redis-server); "
+        f"start one ({how_to_install()}); "
         "or say where yours is with --url or REDIS_BUS_URL"
     )
 

@@ -41,13 +41,22 @@ def ls(bus: str, pattern: str | None, as_json: bool, url: str | None) -> None:
     """List the methods of BUS, or those that match PATTERN, such as 'math_*'."""
     with opened(bus, url) as opened_bus:
         listed = _list(opened_bus)
-    chosen = [one for one in listed if pattern is None or fnmatch.fnmatchcase(one.name, pattern)]
+    chosen = [one for one in listed if _matches(one.name, pattern)]
     if as_json:
         print_json([asdict(one) for one in chosen])
     elif chosen:
         _print_methods(chosen)
-    elif listed:
-        click.echo(f"bus {bus!r}: none of its {_count(len(listed), 'method')} matches {pattern!r}")
+    else:
+        _say_nothing_found(bus, pattern, len(listed))
+
+
+def _matches(name: str, pattern: str | None) -> bool:
+    return pattern is None or fnmatch.fnmatchcase(name, pattern)
+
+
+def _say_nothing_found(bus: str, pattern: str | None, known: int) -> None:
+    if known:
+        click.echo(f"bus {bus!r}: none of its {_count(known, 'method')} matches {pattern!r}")
     else:
         click.echo(f"bus {bus!r} has no methods: nothing was served on it yet")
 
@@ -89,24 +98,43 @@ def _print_methods(methods: Sequence[Listed]) -> None:
 
 @click.command(short_help="Show the counters of a bus.")
 @click.argument("bus")
+@click.argument("pattern", required=False)
 @json_option
 @url_option
-def stats(bus: str, as_json: bool, url: str | None) -> None:
-    """Show the counters of BUS: calls, cache hits, errors, queues, workers, latency."""
+def stats(bus: str, pattern: str | None, as_json: bool, url: str | None) -> None:
+    """Show the counters of BUS: calls, cache hits, errors, queues, workers, latency.
+
+    PATTERN chooses methods, such as 'math_*'. Latency is the mean of a run; in JSON, in seconds.
+    """
     with opened(bus, url) as opened_bus:
         counted = opened_bus.stats()
+    chosen = [(name, counted[name]) for name in sorted(counted) if _matches(name, pattern)]
     if as_json:
-        print_json([{"name": name, **fields} for name, fields in sorted(counted.items())])
+        exact = 6  # digits: what a worker measures, it measures in microseconds
+        print_json(
+            [
+                {"name": name, **fields, "latency": round(fields["latency"], exact)}
+                for name, fields in chosen
+            ]
+        )
         return
-    if not counted:
-        click.echo(f"bus {bus!r} has no methods: nothing was served on it yet")
+    if not chosen:
+        _say_nothing_found(bus, pattern, len(counted))
         return
     heads = ["calls", "hits", "joins", "errors", "queued", "workers"]
     rows = [["method", *heads, "latency"]]
-    for name, fields in sorted(counted.items()):
-        latency = f"{fields['latency'] * 1000:.2f} ms" if fields["latency"] else "-"
-        rows.append([name, *(str(int(fields[head])) for head in heads), latency])
+    for name, fields in chosen:
+        numbers = [str(int(fields[head])) for head in heads]
+        rows.append([name, *numbers, _show_latency(fields["latency"])])
     _print_table(rows)
+
+
+def _show_latency(seconds: float) -> str:
+    if not seconds:
+        return "-"
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
+    return f"{seconds * 1000:.2f} ms" if seconds < 0.01 else f"{seconds * 1000:.0f} ms"
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import gc
 import json
 import logging
 import os
@@ -14,12 +15,15 @@ import time
 import click
 from click.core import ParameterSource
 
+from .address import describe_url
 from .bus import Bus
-from .cli_common import Exit, fail, hide_passwords, option, url_option
+from .cli_common import Exit, Seconds, fail, hide_passwords, option, url_option
 from .cli_signals import EndingSignals, bounded_shutdown
-from .cli_target import BadTarget, load_bus
+from .cli_target import BadTarget, load_bus, split_target
 from .embedded import EmbeddedRedis, EmbeddedUnavailable
-from .transport import connect, describe_address
+from .worker import importing
+
+logger = logging.getLogger("redis_bus")
 
 DEFAULT_PORT = 6379
 PROBE_SECONDS = 1.0
@@ -34,7 +38,7 @@ NAMES_SHOWN = 6
 @option("-b", "--burst", is_flag=True, help="Run what is queued now, then exit.")
 @option(
     "--shutdown-timeout",
-    type=click.FloatRange(min=0),
+    type=Seconds(min=0),
     metavar="SECONDS",
     default=SHUTDOWN_SECONDS,
     show_default=True,
@@ -81,47 +85,73 @@ def serve(
     _set_up_logging(log_level, log_format)
     say = _say_json if log_format == "json" else _say_text
     with EndingSignals() as signals, contextlib.ExitStack() as stack:
+        told = None
+        _check_shape(target)
         if embedded:
+            # It is started before the import, for which it may be needed, and told of after it.
             with signals.held():
                 url, told = _embedded_url(stack, embedded_port)
                 stack.callback(signals.ignore)
-            say(told)
+                gc.collect()  # for a signal that came in a destructor would be lost there
         address = _address(url) if url else None
         if url:
             # The module makes its bus itself: this is where it looks for the address.
             os.environ["REDIS_BUS_URL"] = url
         try:
             bus = load_bus(target)
-            methods = _served(bus, target, pattern)
+            names = _served(bus, target, pattern)
         except BadTarget as error:
             signals.check()  # a signal during the import ends it, too
+            if error.__cause__ and (debug or log_level == "debug"):
+                logger.error("the whole of it:", exc_info=error.__cause__)
             fail(str(error), Exit.USAGE)
-        if address and bus._core.transport.address != address:
-            say(f"{target} names its own Redis, {bus._core.transport.address}, which counts")
-        bus._core.transport.exchange(("PING",))
-        signals.serving()
+        signals.check()
+        # A Redis that is elsewhere may take its time; then a signal ends the wait for it.
+        with signals.held() if told else contextlib.nullcontext():
+            if told:
+                say(told)
+            if address and bus._core.transport.address != address:
+                say(f"{target} names its own Redis, {bus._core.transport.address}, which counts")
+            bus._core.transport.exchange(("PING",))
+        with signals.held():
+            worker = stack.enter_context(bus._serving(pattern, debug=debug))
+            signals.serving(worker.stop)
         stop = "" if burst else "; ctrl-C stops"
-        say(f"serving {methods} on bus {bus.name!r} at {bus._core.transport.address}{stop}")
+        say(f"serving {_shorten(names)} on bus {bus.name!r} at {bus._core.transport.address}{stop}")
+        for name in names:
+            if hasattr(type(bus), name) or name in vars(bus):
+                say(
+                    f"method {name!r} is reached with bus[{name!r}] only: "
+                    "Bus has an attribute of that name"
+                )
         with bounded_shutdown(shutdown_timeout):
             if burst:
-                done = bus.serve_once(pattern, debug)
+                done = worker.serve_once()
                 say(f"ran {done} job{'' if done == 1 else 's'}")
             else:
-                bus.serve(pattern, debug)
+                worker.serve()
 
 
-def _served(bus: Bus, target: str, pattern: str | None) -> str:
-    """Return, for people, which methods are served. Raises BadTarget where there are none."""
+def _check_shape(target: str) -> None:
+    try:
+        split_target(target)
+    except BadTarget as error:
+        fail(str(error), Exit.USAGE)
+
+
+def _served(bus: Bus, target: str, pattern: str | None) -> list[str]:
+    """Return which methods are served. Raises BadTarget where there are none."""
     names = sorted(bus._core.registrations)
     chosen = [name for name in names if pattern is None or fnmatch.fnmatchcase(name, pattern)]
     if not chosen:
         raise BadTarget(f"no method of {target} matches {pattern!r}; it has {_shorten(names)}")
     for name in chosen:
         try:
-            bus._core.first_target(name)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - may import a user's module
-            raise BadTarget(f"method {name!r} cannot be served: {error}") from None
-    return _shorten(chosen)
+            with importing():
+                bus._core.first_target(name)
+        except (Exception, SystemExit) as error:
+            raise BadTarget(f"method {name!r} cannot be served: {error}") from error
+    return chosen
 
 
 def _shorten(names: list[str]) -> str:
@@ -132,9 +162,9 @@ def _shorten(names: list[str]) -> str:
 
 def _address(url: str) -> str:
     try:
-        return describe_address(connect(url).connection_pool.connection_kwargs)
+        return describe_url(url)
     except ValueError as error:
-        raise click.UsageError(hide_passwords(str(error))) from None
+        fail(str(error), Exit.USAGE)
 
 
 # -- the private Redis ------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -27,7 +27,7 @@ class EndingSignals:
         self._before: dict[int, Any] = {}
         self._came: int | None = None
         self._held = False
-        self._serving = False
+        self._stop: Callable[[], None] | None = None
 
     def __enter__(self) -> EndingSignals:
         self._before = {number: signal.getsignal(number) for number in ENDING}
@@ -51,10 +51,12 @@ class EndingSignals:
         for number in ENDING:
             signal.signal(number, signal.SIG_IGN)
 
-    def serving(self) -> None:
-        """Take a signal for the normal end from now on: exit code 0, as when the worker sees it."""
-        self.check()
-        self._serving = True
+    def serving(self, stop: Callable[[], None]) -> None:
+        """Have the first signal from now on call ``stop``, as the worker's own handler will do.
+
+        One that came before, in a `held` block, ends with exit code 0 at the end of that.
+        """
+        self._stop = stop
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -74,15 +76,20 @@ class EndingSignals:
         """End now where a signal came earlier."""
         if self._came is not None:
             self.ignore()
-            if self._serving:
+            if self._stop is not None:
                 raise SystemExit(Exit.OK)
             interrupted = self._came == signal.SIGINT
             raise KeyboardInterrupt if interrupted else SystemExit(Exit.TERMINATED)
 
     def _leave(self, number: int, frame: FrameType | None) -> None:
-        if self._came is None:
+        is_first = self._came is None
+        if is_first:
             self._came = number
-        if not self._held:
+        if self._held:
+            return
+        if is_first and self._stop is not None:
+            self._stop()
+        else:
             self.check()
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -11,6 +12,13 @@ from types import ModuleType
 from typing import Any
 
 from .bus import Bus
+from .worker import ServedAtImport, importing
+
+SHAPE = "a target is module.attr or module:attr"
+_OWN_FOLDER = str(Path(__file__).parent)
+# rng, rng.py, rng.bus, rng.py:bus: what people write for rng.bus.
+_SPELLING = re.compile(r"(?P<module>\w[\w.]*?)(?:\.py)?(?:[:.](?P<attribute>\w+))?")
+_MAKES_BUS = re.compile(r"^(\w+)\s*(?::[^=\n]+)?=\s*(?:\w+\.)?Bus\(", re.MULTILINE)
 
 
 class BadTarget(Exception):
@@ -39,31 +47,63 @@ def load_bus(target: str) -> Bus:
 
 def split_target(target: str) -> tuple[str, str]:
     """Return the module and the attribute of ``module.attr`` or ``module:attr``."""
-    shape = "a target is module.attr or module:attr, such as simple_math.bus"
-    if os.sep in target or target.endswith(".py"):
-        stem = Path(target).stem if target.endswith(".py") else "module"
-        raise BadTarget(f"{target!r} is a path; {shape} (here perhaps {stem}.bus)")
+    if os.sep in target or re.search(r"\.py(?:$|[:.])", target):
+        raise BadTarget(f"{target!r} is a path; {SHAPE} ({_spell(target)})")
     module, mark, attribute = target.partition(":")
     if not mark:
         module, _, attribute = target.rpartition(".")
     names = [*module.split("."), *attribute.split(".")]
     if not all(name.isidentifier() for name in names):
-        raise BadTarget(f"{target!r} names no bus; {shape}")
+        perhaps = perhaps_target(target)
+        hint = f" (perhaps {perhaps})" if perhaps else ", such as simple_math.bus"
+        raise BadTarget(f"{target!r} names no bus; {SHAPE}{hint}")
     return module, attribute
+
+
+def perhaps_target(name: str) -> str | None:
+    """Return the target that is likely meant where a module of this folder is named alone."""
+    if not name.isidentifier():
+        return None
+    for path in (Path(f"{name}.py"), Path(name, "__init__.py")):
+        if path.is_file():
+            return f"{name}.{_attribute_in(path)}"
+    return None
+
+
+def _spell(path: str) -> str:
+    """Return what to type for what was written as a path."""
+    folder, _, name = path.rpartition(os.sep)
+    found = _SPELLING.fullmatch(name)
+    if found is None:
+        return "such as simple_math.bus"
+    attribute = found["attribute"] or _attribute_in(Path(folder, f"{found['module']}.py"))
+    line = f"redis-bus {found['module']}.{attribute}"
+    elsewhere = os.path.normpath(folder or ".")
+    return f"here: {line}" if elsewhere == "." else f"cd {elsewhere}, then {line}"
+
+
+def _attribute_in(path: Path) -> str:
+    """Return the name of the first bus that a file makes, as far as its text tells."""
+    try:
+        found = _MAKES_BUS.search(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return "bus"
+    return found[1] if found else "bus"
 
 
 def _import(name: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
+        with importing():
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if name == missing or name.startswith(f"{missing}."):
             raise BadTarget(
                 f"there is no module {missing!r} in {os.getcwd()} or on the Python path"
             ) from None
-        raise BadTarget(_describe_failure(name, error)) from None
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's module may raise anything
-        raise BadTarget(_describe_failure(name, error)) from None
+        raise BadTarget(_describe_failure(name, error)) from error
+    except (Exception, SystemExit) as error:
+        raise BadTarget(_describe_failure(name, error)) from error
 
 
 def _describe_failure(name: str, error: BaseException) -> str:
@@ -77,9 +117,15 @@ def _describe_failure(name: str, error: BaseException) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if not frame.filename.startswith("<") and frame.filename != importlib.__file__
     ]
-    frames = [frame for frame in frames if frame.filename != __file__]
+    frames = [frame for frame in frames if str(Path(frame.filename).parent) != _OWN_FOLDER]
     own = [frame for frame in frames if _is_users(frame.filename)]
     where = ""
+    if isinstance(error, ServedAtImport) and frames:
+        path = _short_path((own or frames)[-1].filename)
+        return (
+            f"{path} serves by itself when it is imported: run `python {path}`, "
+            "or put bus.serve() under if __name__ == '__main__'"
+        )
     if frames:
         place = (own or frames)[-1]
         where = f" ({_short_path(place.filename)}, line {place.lineno})"

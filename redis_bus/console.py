@@ -26,9 +26,9 @@ def open_console(bus: Bus) -> None:
     except ConnectionLost as error:
         click.echo(f"redis-bus: {describe(error)}", err=True)
         raise SystemExit(Exit.NO_REDIS) from None
-    try:
-        ipython = importlib.import_module("IPython")
-    except ImportError:
+    ipython = _import_ipython()
+    # Not within an `except`: what is typed in the console would be told as a result of it.
+    if ipython is None:
         _open_standard(bus, banner)
     else:
         _open_ipython(ipython, bus, banner)
@@ -42,6 +42,13 @@ def make_banner(bus: Bus) -> str:
         return f"{where} has no methods yet; those of workers that start later are found\n"
     methods = "1 method" if len(names) == 1 else f"{len(names)} methods"
     return f"{where} has {methods}: {TIPS}\n"
+
+
+def _import_ipython() -> Any:
+    try:
+        return importlib.import_module("IPython")
+    except ImportError:
+        return None
 
 
 def _open_ipython(ipython: Any, bus: Bus, banner: str) -> None:

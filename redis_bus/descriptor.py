@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 
 from .deadline import MOST_SECONDS
 from .errors import ProtocolError
+from .protocol import METHOD_NAME
 
 _ETAG_CHARACTERS = 16
 _MARK = re.compile(r"[!-~]{16}\Z")
@@ -83,7 +84,10 @@ def from_json(name: str, data: bytes | str) -> Descriptor:
     problem = _find_problem(values)
     if problem:
         raise ProtocolError(f"method {name!r}: its descriptor has no valid {problem}")
-    return Descriptor(**values)
+    try:
+        return Descriptor(**values)
+    except RecursionError:
+        raise ProtocolError(f"method {name!r}: its descriptor is nested too deep") from None
 
 
 def _find_problem(values: Mapping[str, object]) -> str | None:
@@ -115,6 +119,8 @@ def _find_problem(values: Mapping[str, object]) -> str | None:
         if not isinstance(value, types[name]):
             return name
         if isinstance(value, (int, float)) and not 0 <= value < MOST_SECONDS:
+            return name
+        if name == "service" and value and not METHOD_NAME.match(str(value)):
             return name
         if name in ("etag", "shape") and not _MARK.match(str(value)):
             return name

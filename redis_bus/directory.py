@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from . import codec
 from .calls import Steps, ask
 from .descriptor import Descriptor, from_json
 from .errors import BusError, ProtocolError
@@ -88,7 +87,7 @@ def _replace(bus: str, target: Target, descriptor: Descriptor, old: bytes) -> St
     return [("HDEL", place.meta, other.name)]
 
 
-def stats(bus: str, own: codec.Serializer) -> Steps[dict[str, dict[str, float]]]:
+def stats(bus: str) -> Steps[dict[str, dict[str, float]]]:
     """Return the counters of every method; see `Bus.stats`."""
     descriptors = yield from list_descriptors(bus)
     result: dict[str, dict[str, float]] = {}
@@ -96,7 +95,7 @@ def stats(bus: str, own: codec.Serializer) -> Steps[dict[str, dict[str, float]]]
         service = Service(bus, descriptor.service)
         route = Route(service, descriptor.name)
         fields, state = yield ask(("HGETALL", route.stats), route.state("", 0))
-        counted = {name.decode(): int(value) for name, value in as_pairs(fields)}
+        counted = {n.decode(errors="replace"): _as_count(v) for n, v in as_pairs(fields)}
         hits, joins = counted.get("hits", 0), counted.get("joins", 0)
         runs = counted.get("runs", 0)
         result[descriptor.name] = {
@@ -109,6 +108,13 @@ def stats(bus: str, own: codec.Serializer) -> Steps[dict[str, dict[str, float]]]
             "latency": round(counted.get("run_us", 0) / runs / 1e6, 6) if runs else 0.0,
         }
     return result
+
+
+def _as_count(value: bytes) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        return 0  # somebody else wrote it
 
 
 def cleanup(bus: str) -> Steps[int]:

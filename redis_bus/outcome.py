@@ -114,7 +114,7 @@ def _type_name(kind: type[BaseException]) -> str:
 def _safe_text(error: BaseException) -> str:
     try:
         text = str.__str__(str(error))  # its own __str__ may return a subclass
-    except Exception as problem:  # noqa: BLE001 - the callee's own __str__ may raise anything
+    except BaseException as problem:  # noqa: BLE001 - the callee's own __str__ may raise anything
         return f"<{type(error).__name__} whose text cannot be shown: {type(problem).__name__}>"
     if len(text) <= MAX_TEXT_CHARACTERS:
         return text
@@ -125,6 +125,6 @@ def format_trace(error: BaseException) -> str:
     """Return an exception's traceback and chain as text; never fails."""
     try:
         text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    except Exception as problem:  # noqa: BLE001 - formatting runs the callee's own methods
+    except BaseException as problem:  # noqa: BLE001 - formatting runs the callee's own methods
         return f"<a traceback that cannot be shown: {type(problem).__name__}>"
     return text[-MAX_TRACEBACK_CHARACTERS:]

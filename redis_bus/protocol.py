@@ -141,6 +141,10 @@ class Service:
         """The wait of a job's only reader: it takes the outcome away."""
         return ("BLPOP", self.reply(job), seconds)
 
+    def look(self, job: str) -> Command:
+        """The outcome of a job, if it is there."""
+        return ("LINDEX", self.reply(job), 0)
+
     def wait_shared(self, job: str, seconds: float) -> Command:
         """The wait of one of many: the list is moved onto itself, so the outcome stays."""
         reply = self.reply(job)
@@ -208,6 +212,9 @@ class Route:
             return (*self._plain_call, reply, *self._call_rest, *self._call_args, *args)
         places = (self._cache + key, self._flight + key)
         return (*self._keyed_call, reply, *self._call_rest, *places, *self._call_args, *args)
+
+    def discard(self, key: bytes, sha1: str) -> Command:
+        return evalsha("discard", [self.cache(key)], sha1)
 
     def clear(self, key: bytes) -> Command:
         keys = (self.service.meta, self.cache(key), self.flight(key))
@@ -336,7 +343,9 @@ class Post:
             alone, deadline = route.keep_ms, 0
         elif job.mode is Mode.REFRESH:
             alone = 0
-        args = (job.id, outcome, route.keep_ms, alone, deadline, spent_us)
+        # Who joined may not have begun to wait: an outcome is kept for a lease at least.
+        keep = max(route.keep_ms, LEASE_MS)
+        args = (job.id, outcome, keep, alone, deadline, spent_us)
         if job.key is None:
             return evalsha("finish", keys, *args)
         keys += [self.service.meta, route.cache(job.key), route.flight(job.key)]
@@ -346,12 +355,12 @@ class Post:
         assert job.key is not None
         keys: list[bytes | str] = [self.running, self.service.reply(job.id), self.service.meta]
         keys += [route.cache(job.key), route.flight(job.key)]
-        args = (job.generation, job.deadline_ms, LEASE_MS, route.keep_ms)
+        args = (job.generation, job.deadline_ms, LEASE_MS, max(route.keep_ms, LEASE_MS))
         return evalsha("admit", keys, job.id, route.method, *args)
 
     def release(self, route: Route, job: str) -> Command:
         keys = [self.running, route.queue, route.wake, self.service.pending]
-        return evalsha("release", keys, job, route.keep_ms)
+        return evalsha("release", keys, job)
 
     def beat(self, flights: Sequence[tuple[Route, Job]]) -> Command:
         """Renew the lease, for what is served and for the flights of the jobs that run."""

@@ -35,6 +35,10 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("cache_expire", "stale", "timeout", "result_expire"):
             check_seconds(name, getattr(self, name))
+        if self.stale is None or self.result_expire is None:
+            raise TypeError("stale= and result_expire= are numbers of seconds, not None")
+        if self.idempotent is not None and not isinstance(self.idempotent, bool):
+            raise TypeError(f"idempotent={self.idempotent!r}: True, False or None")
         limit = self.max_queue
         if limit is not None and (type(limit) is not int or limit < 1):
             raise ValueError(f"max_queue={limit!r}: how many jobs may wait, at least 1, or None")

@@ -10,19 +10,19 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import codec, deadline, outcome
 from .errors import BusError, ProtocolError, SerializationError, WorkerLost
 from .protocol import Job
 from .registration import Registration
+from .stop_flag import StopNow
 from .target import ShownCall, Target
 
+if TYPE_CHECKING:
+    from .debugger import Debugger
+
 logger = logging.getLogger(__name__)
-
-
-class StopNow(BaseException):
-    """Raised in the running function by the second SIGTERM or SIGINT."""
 
 
 class _Mismatch(Exception):
@@ -44,6 +44,7 @@ class Runner:
         self._debug = debug
         self._running = False
         self._interrupted = False
+        self._debugger: Debugger | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
         self._served = {
@@ -100,17 +101,30 @@ class Runner:
             WorkerLost(f"{name}: its worker was stopped while it ran"), trace=""
         )
 
+    def broken(self, name: str, error: BaseException) -> bytes:
+        """The outcome of a job whose exception could not even be looked at."""
+        logger.error("%s: its exception of type %s cannot be shown", name, type(error).__name__)
+        text = f"{name} raised an exception that cannot be shown, of type {type(error).__name__}"
+        return outcome.encode_error(BusError(text), trace="")
+
     def interrupt(self) -> None:
         """Raise StopNow in the running function; for signal handlers, in the main thread.
 
         An ``async def`` function is cancelled instead: what is raised amid the loop's own work
-        would be lost there.
+        would be lost there. Where that does not end it, a third signal does as to any other.
         """
-        if self._loop is not None and self._task is not None:
+        if self._loop is not None and self._task is not None and not self._interrupted:
             self._interrupted = True
             self._loop.call_soon_threadsafe(self._task.cancel)
+        elif self._debugger is not None:
+            self._debugger.leave()
         elif self._running:
             raise StopNow
+
+    def tell_debugger(self) -> None:
+        """Say in pdb, where it is open, that the worker was told to stop; for signal handlers."""
+        if self._debugger is not None:
+            self._debugger.tell()
 
     def close(self) -> None:
         """Close the loop of the ``async def`` functions, if there was one."""
@@ -127,8 +141,8 @@ class Runner:
         left: float | None,
     ) -> Any:
         deadline.inherit(left)
-        self._running = True
         try:
+            self._running = True
             value = function(*args, **kwargs)
             if inspect.isawaitable(value):
                 value = self._await(value)
@@ -154,10 +168,18 @@ class Runner:
         trace = _user_trace(error)
         if self._debug:
             sys.stderr.write(f"{trace}\n")
-            import pdb
-
-            pdb.post_mortem(_user_frames(error))
+            self._examine(_user_frames(error))
         return outcome.encode_error(error, trace)
+
+    def _examine(self, frames: TracebackType | None) -> None:
+        """Open pdb, until it is left or `interrupt` ends it. Raises StopNow in that case."""
+        from .debugger import Debugger
+
+        self._debugger = Debugger()
+        try:
+            self._debugger.examine(frames)
+        finally:
+            self._debugger = None
 
 
 async def _awaited(value: Awaitable[Any]) -> Any:

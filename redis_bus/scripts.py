@@ -1,7 +1,7 @@
 """The Lua scripts of ``lua/``, joined with what they share, and known by their SHA1.
 
-A line ``-- include: NAME`` in a script is replaced by ``lib/NAME.lua``. To have the joined
-scripts as files, for a linter or a client in another language::
+A line ``-- include: NAME`` is replaced by ``lib/NAME.lua``, which may include others. To have the
+joined scripts as files, for a linter or a client in another language::
 
     python -m redis_bus.scripts FOLDER
 """
@@ -35,13 +35,18 @@ def make(name: str, source: str) -> Script:
 
 
 def read(name: str) -> Script:
-    """Return the script of that name, its includes joined in."""
+    """Return the script of that name, its includes joined in, each once."""
     folder = files(_FOLDER)
-    text = (folder / f"{name}.lua").read_text(encoding="utf-8")
+    joined: set[str] = set()
 
     def shared(match: re.Match[str]) -> str:
-        return (folder / "lib" / f"{match[1]}.lua").read_text(encoding="utf-8")
+        if match[1] in joined:
+            return ""
+        joined.add(match[1])
+        text = (folder / "lib" / f"{match[1]}.lua").read_text(encoding="utf-8")
+        return _INCLUDE.sub(shared, text)
 
+    text = (folder / f"{name}.lua").read_text(encoding="utf-8")
     return make(name, _INCLUDE.sub(shared, text))
 
 

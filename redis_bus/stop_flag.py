@@ -1,8 +1,12 @@
-"""StopFlag: an event that a signal handler can set."""
+"""Stopping: an event that a signal handler can set, and what the second signal raises."""
 
 from __future__ import annotations
 
 import queue
+
+
+class StopNow(BaseException):
+    """Raised in the running function, or in pdb, by the second SIGTERM or SIGINT."""
 
 
 class StopFlag:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import redis
 
 from . import scripts
+from .address import check_settings, describe_address
+from .address import connect as connect
 from .errors import BusError, ConnectionLost
 from .protocol import SLICE_SECONDS, Command, pack
 
@@ -17,8 +20,27 @@ from .protocol import SLICE_SECONDS, Command, pack
 READ_SECONDS = SLICE_SECONDS + 5.0
 # A connection that was idle for longer is looked at before it is used again.
 FRESH_SECONDS = 0.5
+# How long to wait where a unix socket has no room for another connection yet.
+CROWDED_SECONDS = 0.01
 # How often scripts are loaded for one request: somebody may flush them again at any moment.
 LOAD_TRIES = 10
+# Errors of a failover, which passes: a wait that was broken off, a master that is none any more.
+PASSING = ("UNBLOCKED", "READONLY", "You can't write against a read only", "MASTERDOWN")
+
+NO_REDIS = "no Redis at"
+WAYS_OUT = "start one, or say where it is with url= or REDIS_BUS_URL"
+# Errors that are answers: it is a Redis, but not for us, or not yet.
+REFUSALS = (
+    redis.AuthenticationError,
+    redis.BusyLoadingError,
+    redis.ResponseError,
+)
+NOT_FOUND = (OSError, redis.sentinel.MasterNotFoundError, redis.sentinel.SlaveNotFoundError)
+
+
+def _is_crowded(error: BaseException) -> bool:
+    """Whether more connect to a unix socket than its backlog holds: it refuses them at once."""
+    return isinstance(error.__context__, BlockingIOError)
 
 
 class Link:
@@ -26,10 +48,16 @@ class Link:
 
     __slots__ = ("_connection", "_timeout", "idle_since")
 
-    def __init__(self, connection: Any) -> None:  # redis-py's classes are typed in part only
+    # redis-py's classes are typed in part only.
+    def __init__(self, connection: Any, timeout: float = READ_SECONDS) -> None:
+        """Connect within about ``timeout`` seconds."""
         self._connection = connection
-        self._timeout = READ_SECONDS
+        self._timeout = timeout
         self.idle_since = 0.0
+        connection.socket_timeout = timeout  # of the handshake, too
+        if hasattr(connection, "socket_connect_timeout"):
+            known = connection.socket_connect_timeout
+            connection.socket_connect_timeout = timeout if known is None else min(known, timeout)
         connection.connect()
 
     def is_broken(self) -> bool:
@@ -64,13 +92,21 @@ class Link:
 
 
 class Transport:
-    """Sends commands and reads their replies; safe to share between threads, and after a fork."""
+    """Sends commands and reads their replies; safe to share between threads, and after a fork.
+
+    Making one does no I/O. Raises TypeError and ValueError for settings with which no connection
+    can be made.
+    """
 
     def __init__(self, client: redis.Redis) -> None:
         pool = getattr(client, "connection_pool", None)
         if not isinstance(pool, redis.ConnectionPool):
             raise TypeError(f"conn: a redis.Redis is needed, not {type(client).__name__}")
+        # Who waits has a deadline: what may be tried again is decided where that is known.
+        no_retry = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
         settings: dict[str, Any] = {**pool.connection_kwargs, "socket_timeout": READ_SECONDS}
+        settings.update(retry=no_retry, retry_on_error=[], retry_on_timeout=False)
+        check_settings(pool.connection_class, settings)
         self._connect: Callable[[], Any] = lambda: pool.connection_class(**settings)
         self._idle: list[Link] = []
         self._pid = os.getpid()
@@ -86,7 +122,7 @@ class Transport:
         replies: list[Any] = []
         for _ in range(LOAD_TRIES):
             rest = commands[len(replies) :]
-            link = self.checkout()
+            link = self.checkout(timeout)
             try:
                 link.set_timeout(timeout)
                 link.send(pack(*rest))
@@ -102,6 +138,9 @@ class Transport:
                 continue
             except redis.ResponseError as error:
                 link.close()
+                if str(error).startswith(PASSING):
+                    text = f"Redis at {self.address} cannot do this now: {error}"
+                    raise ConnectionLost(text) from error
                 raise BusError(f"Redis at {self.address} refused: {error}") from error
             except (redis.RedisError, OSError) as error:
                 link.close()
@@ -117,8 +156,11 @@ class Transport:
         """Like `exchange`, for commands that do no harm when they are sent twice."""
         try:
             return self.exchange(*commands)
-        except ConnectionLost:
-            return self.exchange(*commands)
+        except ConnectionLost as error:
+            if is_unreachable(error):
+                raise
+        # Not within the `except`: the first error would be told with the second.
+        return self.exchange(*commands)
 
     def load_scripts(self) -> None:
         """Make every script of ours known to Redis."""
@@ -138,8 +180,11 @@ class Transport:
             raise
         self.checkin(link)
 
-    def checkout(self) -> Link:
-        """Return a connection that nobody else uses. Raises ConnectionLost."""
+    def checkout(self, timeout: float = READ_SECONDS) -> Link:
+        """Return a connection that nobody else uses, made in at most ``timeout`` seconds.
+
+        Raises ConnectionLost where there is none by then.
+        """
         if self._pid != os.getpid():
             # The parent's sockets: both sides writing to one would mix their bytes.
             self._pid = os.getpid()
@@ -152,19 +197,24 @@ class Transport:
             if time.monotonic() - link.idle_since < FRESH_SECONDS or not link.is_broken():
                 return link
             link.close()
-        try:
-            return Link(self._connect())
-        except (redis.RedisError, OSError) as error:
-            raise self.lost(error) from error
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                return Link(self._connect(), timeout)
+            except (redis.RedisError, OSError) as error:
+                if not _is_crowded(error) or time.monotonic() > end:
+                    # What it says is all that is known: nothing was sent yet.
+                    raise self.lost(error, connecting=True) from None
+            time.sleep(CROWDED_SECONDS)
 
     def checkin(self, link: Link) -> None:
         """Give a connection back, with no reply outstanding."""
         link.idle_since = time.monotonic()
         self._idle.append(link)
 
-    def lost(self, error: BaseException) -> ConnectionLost:
+    def lost(self, error: BaseException, *, connecting: bool = False) -> ConnectionLost:
         """Return the error that says, in words, what became of the connection."""
-        return ConnectionLost(f"Redis at {self.address}: {error}")
+        return ConnectionLost(_explain(error, self.address, connecting=connecting))
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -172,40 +222,39 @@ class Transport:
             self._idle.pop().close()
 
 
-def describe_address(settings: dict[str, Any]) -> str:
-    """Return where a connection goes, for people: never with its password."""
-    if settings.get("path"):
-        return str(settings["path"])
-    host = settings.get("host")
-    if host is None:
-        pool = settings.get("connection_pool")
-        return f"sentinel service {getattr(pool, 'service_name', '?')}"
-    return f"{host}:{settings.get('port', 6379)}"
+def is_unreachable(error: ConnectionLost) -> bool:
+    """Whether no connection could be made at all, so that nothing was sent."""
+    return str(error).startswith(NO_REDIS)
 
 
-def connect(url: str, **redis_kwargs: Any) -> redis.Redis:
-    """Return a client for a URL; ``valkey://`` and ``valkeys://`` are ``redis://`` and ``rediss://``.
-
-    Raises ValueError, without the password, for a URL that means nothing.
-    """
-    scheme, mark, rest = url.partition("://")
-    scheme = {"valkey": "redis", "valkeys": "rediss"}.get(scheme, scheme)
-    if scheme in ("redis+cluster", "redis+sentinel"):
-        raise ValueError(f"{scheme}:// is not supported in this version")
-    if not mark or scheme not in ("redis", "rediss", "unix"):
-        raise ValueError(f"not a Redis URL: {hide_password(url)!r}; it begins with redis://")
-    redis_kwargs.setdefault("retry", redis.retry.Retry(redis.backoff.NoBackoff(), 0))
-    try:
-        return redis.Redis.from_url(f"{scheme}://{rest}", **redis_kwargs)
-    except ValueError:
-        # What redis-py says of it may quote the password.
-        raise ValueError(f"not a Redis URL: {hide_password(url)!r}") from None
+def _explain(error: BaseException, address: str, *, connecting: bool) -> str:
+    system = _system_error(error)
+    reason = _reason(error, system)
+    if isinstance(error, redis.exceptions.InvalidResponse):
+        return f"what listens at {address} is no Redis ({reason})"
+    if isinstance(error, REFUSALS):
+        return f"Redis at {address} refuses us: {reason}"
+    if isinstance(system, ssl.SSLError) and connecting:
+        return f"no TLS connection to Redis at {address} ({reason})"
+    if connecting and (" connecting to " in str(error) or isinstance(error, NOT_FOUND)):
+        return f"{NO_REDIS} {address} ({reason}); {WAYS_OUT}"
+    return f"the connection to Redis at {address} was lost ({reason})"
 
 
-def hide_password(url: str) -> str:
-    """Return a URL that can be shown, without what it says of passwords."""
-    url, _, _ = url.partition("?")
-    scheme, mark, rest = url.partition("://")
-    credentials, at, place = rest.rpartition("@")
-    user = credentials.partition(":")[0]
-    return f"{scheme}{mark}{user}:***@{place}" if at else url
+def _system_error(error: BaseException) -> OSError | None:
+    """Return the error of the operating system that an error was made of."""
+    system = error if isinstance(error, OSError) else error.__context__
+    # Its context may also be an error that the caller was handling: it must have its words.
+    if isinstance(system, OSError) and system.strerror and system.strerror in str(error):
+        return system
+    return None
+
+
+def _reason(error: BaseException, system: OSError | None) -> str:
+    """Return what the operating system or Redis says, without what redis-py adds to it."""
+    text = str(error)
+    if system is not None:
+        text = system.strerror or ""
+    elif isinstance(error, (redis.TimeoutError, TimeoutError)):
+        text = "it did not answer in time"
+    return " ".join(text.partition(" (_ssl.c")[0].split()).rstrip(".")

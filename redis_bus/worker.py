@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import itertools
 import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -31,10 +32,10 @@ from .protocol import (
     parse_job,
 )
 from .registration import Registration
-from .runner import Runner, StopNow
-from .stop_flag import StopFlag
+from .runner import Runner
+from .stop_flag import StopFlag, StopNow
 from .target import Target
-from .transport import Link
+from .transport import READ_SECONDS, Link
 
 if TYPE_CHECKING:
     from .core import Core
@@ -44,6 +45,27 @@ logger = logging.getLogger(__name__)
 BACKOFF_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
 DEAD_LETTERS_KEPT = 1000
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+# Whether this context imports a module whose bus is to be served by the one who imports it.
+_imports = contextvars.ContextVar("redis_bus_imports", default=False)
+
+
+class ServedAtImport(BusError):
+    """A module serves by itself while it is imported to be served."""
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Refuse to serve within the block: the module that is imported there shall not, by itself.
+
+    A thread that the module starts may serve.
+    """
+    token = _imports.set(True)
+    try:
+        yield
+    finally:
+        _imports.reset(token)
 
 
 class Worker:
@@ -65,13 +87,17 @@ class Worker:
         self._heart = Heart(self, targets, self._stopping)
         self._out = threading.Event()
         self._unsent: Command | None = None
+        # Outcomes that Redis did not take in time: their jobs were run, and are not to run again.
+        self._late: dict[str, Command] = {}
         self._signals = 0
+        self._pid = os.getpid()
         self._turns = 0
 
     # -- the two ways to serve ----------------------------------------------------------------
 
     def serve(self) -> None:
         """Run jobs until `stop` or a signal. See `Bus.serve`."""
+        _refuse_at_import()
         self.core.drive(self.core.publish(self.registrations))
         with self._listening(), self._alive():
             logger.info("worker %s serves %s", self.id, ", ".join(self._runner.names))
@@ -85,6 +111,7 @@ class Worker:
 
     def serve_once(self) -> int:
         """Run the jobs that wait now, and return how many there were."""
+        _refuse_at_import()
         self.core.drive(self.core.publish(self.registrations))
         with self._listening(), self._alive():
             lengths = self._transport.ask(*(("LLEN", r.queue) for r in self.post.routes))
@@ -110,6 +137,7 @@ class Worker:
         """Serve over one connection until it breaks or the worker stops."""
         link = self._transport.checkout()
         try:
+            link.set_timeout(READ_SECONDS)
             link.send(pack(("CLIENT", "ID")))
             client = link.read()
             self._give_back_strangers()
@@ -168,12 +196,15 @@ class Worker:
             if verdict != b"run":
                 self.current = None
                 return
-        left = (job.deadline_ms - claim.now_ms) / 1000 if job.deadline_ms else None
+        # Past its deadline it runs for those who joined it, whose own time is not known.
+        left = (job.deadline_ms - claim.now_ms) / 1000 if job.deadline_ms else 0.0
         started = time.perf_counter()
         try:
-            result = self._runner.run(claim.route.method, job, left)
+            result = self._runner.run(claim.route.method, job, left if left > 0 else None)
         except StopNow:
             result = self._runner.lost(claim.route.method)
+        except BaseException as error:  # noqa: BLE001 - a function's own exceptions may misbehave
+            result = self._runner.broken(claim.route.method, error)
         self._unsent = self.post.finish(
             claim.route,
             job,
@@ -197,16 +228,18 @@ class Worker:
     def _deliver(self) -> None:
         """Send the outcome that was not sent yet; `finish` may be sent twice."""
         end = time.monotonic() + LEASE_MS / 1000
-        for turn in range(sys.maxsize):
-            if self._unsent is None:
+        for turn in itertools.count():
+            unsent = self._unsent
+            if unsent is None or self.current is None:
                 self.current = None
                 return
             try:
-                self._accepted(self._transport.exchange(self._unsent)[0])
+                self._accepted(self._transport.exchange(unsent)[0])
                 self._unsent = None
             except BusError as error:
                 if time.monotonic() > end:
-                    logger.error("an outcome could not be sent and is dropped: %s", error)
+                    logger.error("an outcome cannot be sent now: %s", error)
+                    self._late[self.current[1].id] = unsent
                     self._unsent = None
                 else:
                     self._out.wait(BACKOFF_SECONDS[min(turn, len(BACKOFF_SECONDS) - 1)])
@@ -218,6 +251,9 @@ class Worker:
 
     def _give_back_strangers(self) -> None:
         """Give back jobs whose claim got lost on the way here, with a connection."""
+        for done, late in list(self._late.items()):
+            self._accepted(self._transport.exchange(late)[0])
+            del self._late[done]
         held = self.current[1].id if self.current else None
         routes = {route.method: route for route in self.post.routes}
         claimed = self._transport.ask(("HGETALL", self.post.running))[0]
@@ -257,7 +293,7 @@ class Worker:
         if self._unsent is None:
             self.current = None  # it did not come to run: it is given back
         logger.warning("worker %s: %s; trying again", self.id, error)
-        for seconds in (*BACKOFF_SECONDS, *[BACKOFF_SECONDS[-1]] * sys.maxsize.bit_length()):
+        for seconds in itertools.chain(BACKOFF_SECONDS, itertools.repeat(BACKOFF_SECONDS[-1])):
             if self._stopping.wait(seconds):
                 return
             try:
@@ -279,10 +315,23 @@ class Worker:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                # None: it was set by other than Python, which cannot be put back.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            # A process that a job forked: it is no worker, the signal means it alone.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         self._signals += 1
         self.stop()
         if self._signals > 1:
             self._runner.interrupt()
+        else:
+            self._runner.tell_debugger()
+
+
+def _refuse_at_import() -> None:
+    if _imports.get():
+        raise ServedAtImport("a module serves by itself when it is imported")

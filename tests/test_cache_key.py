@@ -494,3 +494,10 @@ def test_a_compiled_template_says_what_it_depends_on_and_survives_pickling() -> 
     assert (compiled.template, compiled.fields) == ("{b}/{a}/{b!s}", ("b", "a"))
     assert compile_template(True, NAMES).template is True
     assert pickle.loads(pickle.dumps(compiled)) == compiled
+
+
+@pytest.mark.parametrize("template", ["{a:>2000000000}", "{a:.1001f}", "{a!s:1001}"])
+def test_a_template_cannot_fill_the_memory_of_callers(template: str) -> None:
+    with pytest.raises(ValueError, match="a width or precision over 1000 is refused"):
+        compile_template(template, NAMES)
+    assert compile_template("{a:>1000}", NAMES)

@@ -231,7 +231,8 @@ def test_a_timeout_shows_its_budget_as_people_write_it(budget: float, shown: str
     deadline.start -= budget
     deadline.end = deadline.start
     steps = wait(Ticket(route, "job", 1, "math_sum(1)"), deadline)
-    next(steps)  # it asks for the state: one worker alive, five jobs wait, ours is one of them
+    next(steps)  # it looks once more for the outcome
+    steps.send([None])  # then asks for the state: one worker alive, five jobs wait, ours too
     with pytest.raises(CallTimeout) as error:
         steps.send([[1, 5, 1]])
     text = f"math_sum(1): no reply in {shown} s (queued {shown} s; 1 worker alive)"

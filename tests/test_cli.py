@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 import threading
@@ -55,8 +56,20 @@ def served(bus: Bus) -> Iterator[Bus]:
     def fail(kind: str) -> None:
         raise {"value": ValueError, "type": TypeError, "timeout": TimeoutError}[kind]("as asked")
 
+    @bus.register()
+    def opaque() -> object:
+        return object()
+
+    @bus.register()
+    def nested() -> None:
+        raise Mine("as asked")
+
     with serving(bus):
         yield bus
+
+
+class Mine(Exception):
+    """What nobody but this module has."""
 
 
 def is_one_line(text: str) -> bool:
@@ -77,7 +90,7 @@ def test_ls_shows_signature_cache_key_docstring_workers_and_queue(
     assert "More words" not in shown.stdout
 
     assert processes.run("redis-bus", "ls", "test", "gr*").stdout.startswith("greet(name: str)")
-    assert "none of its 5 methods" in processes.run("redis-bus", "ls", "test", "x*").stdout
+    assert "none of its 7 methods" in processes.run("redis-bus", "ls", "test", "x*").stdout
 
 
 def test_ls_as_json_is_a_list_of_objects(served: Bus, processes: Processes) -> None:
@@ -112,14 +125,26 @@ def test_stats_are_a_table_or_json(served: Bus, processes: Processes) -> None:
     assert {one["name"]: one["calls"] for one in listed}["add"] == 3
 
 
+def test_stats_take_a_pattern_and_round_the_latency(served: Bus, processes: Processes) -> None:
+    served["add"](1, 2)
+    shown = processes.run("redis-bus", "stats", "test", "ad*").stdout
+    assert [row.split()[0] for row in shown.splitlines()] == ["method", "add"]
+    assert re.search(r" \d+(\.\d)? (m?s)$| \d+\.\d\d ms$", shown.rstrip())
+    listed = json.loads(processes.run("redis-bus", "stats", "test", "ad*", "--json").stdout)
+    assert [one["name"] for one in listed] == ["add"]
+    assert listed[0]["latency"] == round(listed[0]["latency"], 6) > 0
+    assert "none of its 7 methods" in processes.run("redis-bus", "stats", "test", "x*").stdout
+    assert json.loads(processes.run("redis-bus", "stats", "test", "x*", "--json").stdout) == []
+
+
 def test_ping_says_latency_version_methods_and_workers(served: Bus, processes: Processes) -> None:
     version = served.conn.info("server")["redis_version"]
     shown = processes.run("redis-bus", "ping")
     assert shown.returncode == 0 and is_one_line(shown.stdout)
     assert f"Redis {version}" in shown.stdout and " ms" in shown.stdout
-    assert "5 methods, 1 worker alive" in processes.run("redis-bus", "ping", "test").stdout
+    assert "7 methods, 1 worker alive" in processes.run("redis-bus", "ping", "test").stdout
     found = json.loads(processes.run("redis-bus", "ping", "test", "--json").stdout)
-    assert (found["methods"], found["workers"], found["version"]) == (5, 1, version)
+    assert (found["methods"], found["workers"], found["version"]) == (7, 1, version)
     assert 0 < found["latency_ms"] < 1000
 
 
@@ -156,6 +181,42 @@ def test_a_remote_error_is_exit_1_and_its_remote_traceback(
     assert shown.stderr.startswith("Traceback") and "test_cli.py" in shown.stderr
     assert shown.stderr.endswith("Error: as asked\n")
     assert "redis_bus/" not in shown.stderr
+
+
+def test_an_error_of_the_bus_that_comes_from_a_worker_is_one_line(
+    served: Bus, processes: Processes
+) -> None:
+    shown = processes.run("redis-bus", "call", "test", "opaque")
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert is_one_line(shown.stderr) and "opaque(): cannot encode result" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "message", "trace"),
+    [
+        ("fail", "ValueError", "as asked", "test_cli.py"),
+        ("nested", "tests.test_cli.Mine", "as asked", "test_cli.py"),
+        ("opaque", "SerializationError", "opaque(): cannot encode result", "Serialization"),
+    ],
+)
+def test_a_remote_error_as_json_is_an_object_on_stdout(
+    served: Bus, processes: Processes, method: str, kind: str, message: str, trace: str
+) -> None:
+    arguments = ["value"] if method == "fail" else []
+    shown = processes.run("redis-bus", "call", "--json", "test", method, *arguments)
+    assert (shown.returncode, shown.stderr) == (1, "")
+    error = json.loads(shown.stdout)["error"]
+    assert set(error) == {"type", "message", "traceback"}
+    assert error["type"] == kind and error["message"].startswith(message)
+    assert trace in error["traceback"]
+
+
+def test_a_time_that_is_no_number_is_said_to_be_none(alone: Processes) -> None:
+    for value in ("x", "nan", "1s"):
+        shown = alone.run("redis-bus", "call", "--timeout", value, "test", "add")
+        assert shown.returncode == 2 and f"'{value}' is not a number\n" in shown.stderr
+    shown = alone.run("redis-bus", "call", "--timeout", "-1", "test", "add")
+    assert shown.returncode == 2 and "range" in shown.stderr
 
 
 def test_a_wrong_call_is_exit_2_in_one_line(served: Bus, processes: Processes) -> None:
@@ -310,14 +371,46 @@ def test_passwords_are_never_printed(alone: Processes) -> None:
     urls = [f"redis://u:{secret}@localhost:1/0", f"redis://:{secret}@localhost:1/0"]
     urls += [f"rediss://u:{secret}@localhost:1/0", f"unix://u:{secret}@/no/socket"]
     urls += [f"http://u:{secret}@localhost:1", f"redis://localhost:1/0?password={secret}"]
+    urls += [f"u:{secret}@localhost", f":{secret}@localhost:1", f"redis:/u:{secret}@localhost"]
+    urls += [f"redis://u:a{mark}{secret}@localhost:1/0" for mark in "/?@#"]
+    urls += [f"u:a{mark}{secret}@localhost:1/0" for mark in "/?@#'"]
     for url in urls:
         environment = alone.environment(REDIS_BUS_URL=url)
-        for command in (["ls", "x"], ["loud.bus"]):
+        for command in (
+            ["ls", "x"],
+            ["loud.bus"],
+            ["--url", url, "ls", "x"],
+            ["ls", "x", "y", url],
+        ):
             shown = alone.run("redis-bus", *command, env=environment)
             assert shown.returncode in (2, 5), shown
             assert shown.stderr and secret not in shown.stdout + shown.stderr
     text = f"see redis://u:{secret}@h:1/0?x=1 and valkey://:{secret}@h and 'redis://h/0'"
     assert hide_passwords(text) == "see redis://***@h:1/0?x=1 and valkey://***@h and 'redis://h/0'"
+    assert hide_passwords(f"see 'u:{secret}@h' and :{secret}@h:1") == "see '***@h' and ***@h:1"
+    harmless = "bus.serve() of a:b, @bus.register(), me@example.org, x.bus: it is served at h:1"
+    assert hide_passwords(harmless) == harmless
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("redis://localhost/0?tiemout=4", "there is no parameter 'tiemout'"),
+        ("redis://localhost:port", "its port is not a number from 1 to 65535"),
+        ("redis://localhost:99999", "its port is not a number from 1 to 65535"),
+        (
+            "redis://localhost/0?db=1&socket_timeout=abc",
+            "?db=1&socket_timeout=abc': socket_timeout",
+        ),
+        ("redis://localhost/abc", "must be the number of a database"),
+    ],
+)
+def test_a_wrong_url_is_one_line_and_exit_2(alone: Processes, url: str, words: str) -> None:
+    alone.write("service.py", "from redis_bus import Bus\nbus = Bus()\nbus.register('f')(print)\n")
+    for command in (["ls", "x"], ["serve", "service.bus"]):
+        shown = alone.run("redis-bus", "--url", url, *command)
+        assert (shown.returncode, shown.stdout) == (2, ""), shown
+        assert is_one_line(shown.stderr) and words in shown.stderr
 
 
 # -- help -------------------------------------------------------------------------------------
@@ -326,6 +419,7 @@ def test_passwords_are_never_printed(alone: Processes) -> None:
 def test_help_says_what_it_is_with_examples_and_every_command(alone: Processes) -> None:
     shown = alone.run("redis-bus", "--help")
     assert shown.returncode == 0
+    assert shown.stdout.count("in a second or two") == 2
     commands = ["serve", "demo", "ls", "call", "stats", "clear-cache", "cleanup", "shell", "ping"]
     for word in [*commands, "Examples:", "redis-bus --embedded simple_math.bus", "3 no workers"]:
         assert word in shown.stdout
@@ -338,6 +432,16 @@ def test_help_says_what_it_is_with_examples_and_every_command(alone: Processes) 
 def test_a_command_that_does_not_exist_is_exit_2_with_a_hint(alone: Processes) -> None:
     shown = alone.run("redis-bus", "lss", "x")
     assert shown.returncode == 2 and "simple_math.bus" in shown.stderr
+
+
+def test_an_option_that_does_not_exist_shows_the_usage_of_the_whole(alone: Processes) -> None:
+    for option in ("--hlep", "--hlep=1", "-x"):
+        shown = alone.run("redis-bus", option)
+        assert shown.returncode == 2 and "TARGET | COMMAND" in shown.stderr, shown
+        assert "redis-bus --help" in shown.stderr
+    assert "'--help'" in alone.run("redis-bus", "--hlep").stderr
+    for option in ("--debug", "-db", "--log-level=info"):
+        assert "Usage: redis-bus serve" in alone.run("redis-bus", option).stderr
 
 
 def test_it_runs_as_a_module_too(alone: Processes) -> None:

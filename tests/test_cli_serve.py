@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,6 +154,102 @@ def test_targets_that_cannot_be_served_are_one_line_and_exit_2(alone: Processes)
         assert is_one_line(shown.stderr) and words in shown.stderr, shown.stderr
     assert "(broken.py, line 3)" in alone.run("redis-bus", "broken.bus").stderr
     assert "(deep.py, line 3)" in alone.run("redis-bus", "deep.bus").stderr
+
+
+def test_what_is_written_for_a_target_is_told_the_right_spelling(alone: Processes) -> None:
+    alone.write("service.py", "import redis_bus\n\nshop: redis_bus.Bus = redis_bus.Bus('x')\n")
+    alone.write("sub/rng.py", "from redis_bus import Bus\nbus = Bus('x')\n")
+    alone.write("pack/__init__.py", "")
+    for target, words in {
+        "service": "such as service.shop",
+        "pack": "such as pack.bus",
+        "nothing": "such as simple_math.bus",
+        "service.py": "(here: redis-bus service.shop)",
+        "./service.py": "(here: redis-bus service.shop)",
+        "./service.bus": "(here: redis-bus service.bus)",
+        "service.py:shop": "(here: redis-bus service.shop)",
+        "service.py.shop": "(here: redis-bus service.shop)",
+        "sub/rng.bus": "(cd sub, then redis-bus rng.bus)",
+        "sub/rng.py": "(cd sub, then redis-bus rng.bus)",
+        "./sub//rng.py:bus": "(cd sub, then redis-bus rng.bus)",
+        "../x/y.bus": "(cd ../x, then redis-bus y.bus)",
+        str(alone.folder / "sub" / "rng"): f"(cd {alone.folder}/sub, then redis-bus rng.bus)",
+    }.items():
+        for line in ([target], ["serve", target]):
+            shown = alone.run("redis-bus", *line)
+            assert (shown.returncode, shown.stdout) == (2, ""), shown
+            perhaps = words.replace("such as", "perhaps")
+            assert words in shown.stderr or perhaps in shown.stderr, shown.stderr
+
+
+@pytest.mark.parametrize("call", ["bus.serve()", "bus.serve_once()"])
+def test_a_module_that_serves_by_itself_is_told_how_to_be_run(alone: Processes, call: str) -> None:
+    alone.write("service.py", f"{SERVICE}\n    {call}\n")
+    alone.write("other.py", "from service import bus\n")
+    alone.write(
+        "late.py", "from redis_bus import Bus\nb = Bus()\nb.register_method('service.add')\n"
+    )
+    words = (
+        "service.py serves by itself when it is imported: run `python service.py`, "
+        "or put bus.serve() under if __name__ == '__main__'\n"
+    )
+    for target in ("service.bus", "other.bus"):
+        shown = alone.run("redis-bus", target)
+        assert (shown.returncode, shown.stdout) == (2, "")
+        assert shown.stderr == f"redis-bus: {words}"
+    shown = alone.run("redis-bus", "late.b")
+    assert shown.returncode == 2 and is_one_line(shown.stderr)
+    assert "method 'add' cannot be served" in shown.stderr and "serves by itself" in shown.stderr
+
+
+def test_a_module_may_serve_in_a_thread_when_it_is_imported(
+    processes: Processes, client_bus: Bus
+) -> None:
+    threaded = (
+        SERVICE.replace('"math_"', '"own_"').replace("bus", "own").replace("redis_own", "redis_bus")
+    )
+    processes.write(
+        "own.py",
+        f"""{threaded}
+    import threading
+    threading.Thread(target=own.serve, daemon=True).start()
+    """,
+    )
+    processes.write("service.py", f"import own\n{textwrap.dedent(SERVICE)}")
+    process = processes.start("redis-bus", "service.bus")
+    eventually(lambda: workers(client_bus, "math_add") and workers(client_bus, "own_add"))
+    assert client_bus["own_add"](1, 2) == client_bus["math_add"](1, 2) == 3
+    end(process)
+
+
+def test_the_whole_traceback_of_an_import_is_shown_on_demand(alone: Processes) -> None:
+    alone.write("helper.py", "def f():\n    raise ValueError('redis://u:hunter2@h')\n")
+    alone.write("broken.py", "import helper\n\nhelper.f()\n")
+    assert is_one_line(alone.run("redis-bus", "broken.bus").stderr)
+    for options in (["--debug"], ["--log-level", "debug"]):
+        shown = alone.run("redis-bus", *options, "broken.bus")
+        assert shown.returncode == 2 and "hunter2" not in shown.stderr
+        for line in ('broken.py", line 3', 'helper.py", line 2', "the import of 'broken' failed"):
+            assert line in shown.stderr
+    shown = alone.run("redis-bus", "--debug", "--log-format", "json", "broken.bus")
+    assert "helper.py" in json.loads(shown.stderr.splitlines()[0])["traceback"]
+
+
+def test_a_method_that_an_attribute_hides_is_warned_of(
+    processes: Processes, client_bus: Bus
+) -> None:
+    processes.write(
+        "service.py",
+        "from redis_bus import Bus\nbus = Bus('served')\n"
+        "for name in ('stats', 'conn', 'x'):\n    bus.register(name)(len)\n",
+    )
+    said = processes.run("redis-bus", "--burst", "service.bus").stderr.splitlines()
+    assert said[1:3] == [
+        f"redis-bus: method {name!r} is reached with bus[{name!r}] only: "
+        "Bus has an attribute of that name"
+        for name in ("conn", "stats")
+    ]
+    assert not any("'x'" in line for line in said)
 
 
 def test_serving_without_a_redis_is_one_line_with_three_ways_out(alone: Processes) -> None:
@@ -361,6 +458,24 @@ def test_embedded_leaves_nothing_when_a_signal_comes_early(alone: Processes, num
     err = process.communicate(timeout=PATIENCE_SECONDS)[1]
     assert process.returncode in (0, 130, 143) and "Traceback" not in err
     assert list((alone.folder / "tmp").iterdir()) == []
+
+
+def test_no_private_redis_is_announced_for_a_target_that_cannot_be_served(alone: Processes) -> None:
+    alone.write("broken.py", "import os\nraise ValueError(os.environ['REDIS_BUS_URL'])\n")
+    port = free_port()
+    for target in ("nothing.bus", "nothing", "./x.bus", "broken.bus"):
+        line = ["serve", "--embedded", "--embedded-port", str(port), target]
+        shown = alone.run("redis-bus", *line)
+        assert shown.returncode == 2 and is_one_line(shown.stderr), shown
+    # The module is told where that Redis is, all the same.
+    assert f"ValueError: redis://localhost:{port}/0 (broken.py, line 2)" in shown.stderr
+
+
+def test_a_module_can_use_the_private_redis_when_it_is_imported(alone: Processes) -> None:
+    alone.write("service.py", f"{SERVICE}\n    print(bus.all_methods())\n")
+    line = ["--embedded", "--embedded-port", str(free_port()), "--burst", "service.bus"]
+    shown = alone.run("redis-bus", *line)
+    assert shown.returncode == 0 and shown.stdout == "['math_add', 'math_slow']\n"
 
 
 def test_embedded_and_url_exclude_each_other(alone: Processes) -> None:

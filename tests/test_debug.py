@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
 import pexpect
 import pytest
 
-from redis_bus import AsyncResult, Bus
+from redis_bus import AsyncResult, Bus, WorkerLost
 from tests.support import PATIENCE_SECONDS, Processes, eventually, workers
 
 SERVICE = """
@@ -120,3 +121,103 @@ def test_a_debugged_worker_without_a_terminal_does_not_hang(
     assert processes.run("redis-bus", "-db", "service.bus").returncode == 0
     with pytest.raises(ZeroDivisionError):
         result.get()
+
+
+# -- told to stop while pdb is open -----------------------------------------------------------
+
+TOLD = "leave pdb with q or c: the worker then finishes and stops; again: stop now\r\n\\(Pdb\\) "
+
+
+def open_pdb(
+    processes: Processes, bus: Bus, *options: str, service: str = SERVICE
+) -> tuple[Any, AsyncResult]:
+    """Have a worker at the prompt of pdb."""
+    processes.write("service.py", service)
+    terminal = start(processes, "redis-bus", "--debug", *options, "service.bus")
+    eventually(lambda: workers(bus, "divide"))
+    result = bus["divide"].run(7, 0)
+    terminal.expect(r"\(Pdb\) ")
+    return terminal, result
+
+
+def expect_end(terminal: Any) -> None:
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 0
+    assert "Traceback" not in terminal.before
+
+
+@pytest.mark.parametrize("leave", ["q", "c"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_in_pdb_is_noted_and_the_worker_stops_when_pdb_is_left(
+    processes: Processes, client_bus: Bus, number: int, leave: str
+) -> None:
+    terminal, result = open_pdb(processes, client_bus)
+    queued = client_bus["divide"].run(6, 3)
+    terminal.kill(number)
+    terminal.expect(TOLD)
+    terminal.sendline("p inner")
+    terminal.expect(r"\[7, 0\]\r\n\(Pdb\) ")
+    assert not result.done()
+    terminal.sendline(leave)
+    with pytest.raises(ZeroDivisionError):
+        result.get()
+    expect_end(terminal)
+    assert not queued.done()
+
+
+def test_ctrl_c_twice_in_pdb_stops_now(processes: Processes, client_bus: Bus) -> None:
+    terminal, result = open_pdb(processes, client_bus)
+    terminal.sendintr()
+    terminal.expect(TOLD)
+    terminal.sendintr()
+    with pytest.raises(WorkerLost):
+        result.get()
+    expect_end(terminal)
+
+
+def test_the_second_signal_also_ends_a_command_of_pdb(
+    processes: Processes, client_bus: Bus
+) -> None:
+    terminal, result = open_pdb(processes, client_bus)
+    terminal.sendline("print('it begins'); import threading; threading.Event().wait()")
+    terminal.expect("it begins\r\n")
+    terminal.sendintr()
+    terminal.expect(TOLD)
+    terminal.sendintr()
+    with pytest.raises(WorkerLost):
+        result.get()
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 0
+
+
+def test_pdb_of_an_async_function_is_ended_too(processes: Processes, client_bus: Bus) -> None:
+    service = SERVICE.replace("def divide", "async def divide")
+    terminal, result = open_pdb(processes, client_bus, service=service)
+    terminal.sendintr()
+    terminal.expect(TOLD)
+    terminal.sendintr()
+    with pytest.raises(WorkerLost):
+        result.get()
+    expect_end(terminal)
+
+
+def test_shutdown_timeout_bounds_pdb(processes: Processes, client_bus: Bus) -> None:
+    terminal, result = open_pdb(processes, client_bus, "--shutdown-timeout", "0.2")
+    terminal.sendintr()
+    with pytest.raises(WorkerLost):
+        result.get()
+    expect_end(terminal)
+
+
+def test_ctrl_c_after_pdb_was_left_with_c_stops_the_worker(
+    processes: Processes, client_bus: Bus
+) -> None:
+    terminal, result = open_pdb(processes, client_bus)
+    terminal.sendline("c")
+    with pytest.raises(ZeroDivisionError):
+        result.get()
+    assert client_bus["divide"](6, 3) == 2
+    terminal.sendintr()
+    expect_end(terminal)

@@ -394,3 +394,34 @@ def test_an_outcome_that_is_not_ours_is_a_protocol_error(
     client.rpush(f"rb:{{test:}}:reply:{result.id.rpartition(':')[2]}", data)
     with pytest.raises(ProtocolError):
         result.get()
+
+
+class Evil(Exception):
+    """An exception that does harm when it is looked at."""
+
+    def with_traceback(self, trace: object) -> Evil:
+        raise BusError("not this one")
+
+
+class Exits(Exception):
+    def __str__(self) -> str:
+        raise SystemExit
+
+
+@pytest.mark.parametrize("kind", [Evil, Exits])
+def test_an_exception_that_does_harm_is_an_outcome_and_its_function_runs_once(
+    bus: Bus, kind: type[Exception]
+) -> None:
+    runs = []
+
+    @bus.register()
+    def fail() -> None:
+        runs.append(1)
+        raise kind
+
+    bus.register("fine")(lambda: "fine")
+    with serving(bus):
+        with pytest.raises(BusError, match=r"cannot be shown"):
+            bus.fail()
+        assert bus.fine() == "fine"
+    assert runs == [1]

@@ -15,7 +15,7 @@ from redis_bus import Bus
 from tests.support import SAMPLE, Processes, eventually, workers
 
 BUS = "sample_playground"
-NO_IPYTHON = "raise ImportError('IPython is not installed here')\n"
+NO_IPYTHON = "raise ModuleNotFoundError(\"No module named 'IPython'\", name='IPython')\n"
 _ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|[()][A-Z0-9]|[=>])")
 
 
@@ -153,6 +153,15 @@ def test_the_console_of_python_itself_has_help(processes: Processes, sample_bus:
     terminal = Terminal(processes, ">>> ", ["python", "-m", "redis_bus", "shell", BUS])
     shown = terminal.run("print(help(bus.random_password))", "of random letters")
     assert "(length: int = 12) -> str" in shown
+
+
+def test_an_exception_in_the_console_of_python_itself_is_told_alone(processes: Processes) -> None:
+    processes.write("IPython.py", NO_IPYTHON)
+    terminal = Terminal(processes, ">>> ", ["python", "-m", "redis_bus", "shell", BUS])
+    shown = terminal.run("1 / 0", "ZeroDivisionError: division by zero")
+    assert "IPython" not in shown and "During handling" not in shown
+    assert shown.count("Traceback") == 1
+    terminal.leave()
 
 
 def test_the_playground_without_a_redis_is_one_line(tmp_path: Path) -> None:

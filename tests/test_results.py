@@ -21,6 +21,12 @@ def caller(url: str) -> Iterator[Bus]:
         yield bus
 
 
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(8) as pool:
+        yield pool
+
+
 class Gate:
     """Holds a function open: it says that it was entered and waits to be let go."""
 
@@ -343,3 +349,65 @@ def test_allowed_classes_hold_for_the_result(bus: Bus) -> None:
     for one in (plain, bus.get_async_result(result.id)):
         with pytest.raises(RemoteError, match="no"):
             one.get()
+
+
+def test_get_without_time_returns_what_is_there(bus: Bus) -> None:
+    bus.register()(double)
+    result = bus.double.run(4)
+    with pytest.raises(CallTimeout):
+        result.get(timeout=0)
+    bus.serve_once()
+    assert result.get(timeout=0) == 8
+
+
+def test_a_run_waits_for_a_worker_as_long_as_that_takes(url: str, client: redis.Redis) -> None:
+    with Bus("test", url=url, result_expire=0.001) as bus:
+        bus.register()(double)
+        result = bus.double.run(4)
+        assert client.ttl("rb:{test:}:queue:double") == -1
+        assert client.ttl("rb:{test:}:pending") == -1
+        assert result.cancel()
+        assert bus.serve_once() == 0
+
+
+def test_a_run_with_a_timeout_is_dropped_where_no_worker_takes_it_in_time(
+    bus: Bus, client: redis.Redis
+) -> None:
+    ran: list[int] = []
+    bus.register("note")(ran.append)
+    bus.note.options(timeout=0.001).run(1)
+    entry = client.lindex("rb:{test:}:queue:note", 0)
+    deadline_ms = int(entry.split()[3])
+    eventually(lambda: client.time()[0] * 1000 + client.time()[1] // 1000 > deadline_ms)
+    bus.note.run(2)
+    bus.serve_once()
+    assert ran == [2]
+
+
+def test_outcomes_that_point_at_each_other_are_not_followed_for_ever(
+    bus: Bus, client: redis.Redis
+) -> None:
+    bus.register()(double)
+    result = bus.double.run(4)
+    job = result.id.rpartition(":")[2]
+    client.rpush(f"rb:{{test:}}:reply:{job}", f">{job}")
+    for ask in (result.done, result.get):
+        with pytest.raises(BusError, match="said to be another's, again and again"):
+            ask()
+
+
+def test_who_joined_a_run_is_answered_whatever_its_result_expire(
+    url: str, pool: ThreadPoolExecutor
+) -> None:
+    with Bus("test", url=url, result_expire=0.001, timeout=20) as bus:
+        gate = Gate()
+        bus.register("gate", cache_key="{a}", cache_expire=0)(gate)
+        with serving(bus):
+            leader = bus.gate.run(1)
+            assert gate.entered.wait(20)
+            joined = [pool.submit(bus.gate, 1) for _ in range(6)]
+            eventually(lambda: bus.stats()["gate"]["joins"] == 6)
+            gate.go.set()
+            assert [answer.result(20) for answer in joined] == [1] * 6
+            assert leader.get() == 1
+    assert gate.runs == 1

@@ -15,6 +15,7 @@ import pytest
 import redis
 
 import redis_bus.protocol
+import redis_bus.worker
 from redis_bus import Bus, BusError, ConnectionLost, WorkerLost
 from redis_bus.embedded import EmbeddedRedis
 from tests.support import PATIENCE_SECONDS, Processes, eventually, serving, workers
@@ -398,3 +399,111 @@ def test_serving_needs_redis_at_its_start(server: EmbeddedRedis) -> None:
     for serve in (bus.serve, bus.serve_once):
         with pytest.raises(ConnectionLost, match=r"/nowhere/redis\.sock"):
             serve()
+
+
+def test_what_was_run_is_not_run_again_where_redis_takes_no_outcome_for_long(
+    bus: Bus,
+    client: redis.Redis,
+    pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As in a failover: for a while, Redis can be read only."""
+    monkeypatch.setattr(redis_bus.worker, "LEASE_MS", 100)
+    runs, entered, go = [], threading.Event(), threading.Event()
+
+    @bus.register()
+    def work(a: int) -> int:
+        runs.append(a)
+        entered.set()
+        assert go.wait(20)
+        return a
+
+    with serving(bus):
+        result = bus.work.run(1)
+        assert entered.wait(20)
+        client.replicaof("127.0.0.1", 1)
+        try:
+            go.set()
+            eventually(lambda: "an outcome cannot be sent now" in caplog.text)
+        finally:
+            client.replicaof("NO", "ONE")
+        assert result.get(20) == 1
+        assert bus.work(2) == 2
+    assert runs == [1, 2]
+    assert not list(client.scan_iter("*running*"))
+
+
+def test_a_signal_to_a_process_that_a_job_started_means_that_process(
+    processes: Processes, caller: Bus
+) -> None:
+    processes.write(
+        "service.py",
+        """
+        import multiprocessing, time
+        import redis_bus
+
+        bus = redis_bus.Bus("test")
+
+        def sleep(ready):
+            ready.set()
+            time.sleep(60)
+
+        @bus.register()
+        def child():
+            context = multiprocessing.get_context("fork")
+            ready = context.Event()
+            process = context.Process(target=sleep, args=(ready,))
+            process.start()
+            assert ready.wait(20)
+            process.terminate()
+            process.join(20)
+            return process.exitcode
+
+        bus.serve()
+        """,
+    )
+    processes.start("python", "service.py")
+    eventually(lambda: workers(caller, "child"))
+    assert caller.child() == -signal.SIGTERM
+
+
+def test_close_ends_every_serve_of_a_bus(bus: Bus) -> None:
+    bus.register("method")(lambda: 1)
+    threads = [threading.Thread(target=bus.serve, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: workers(bus, "method") == 3)
+    bus.close()
+    for thread in threads:
+        thread.join(PATIENCE_SECONDS)
+        assert not thread.is_alive()
+
+
+def test_an_async_function_that_will_not_be_cancelled_ends_at_the_third_signal(
+    processes: Processes, caller: Bus, client: redis.Redis, pool: ThreadPoolExecutor
+) -> None:
+    processes.write(
+        "service.py",
+        """
+        import time
+        import redis_bus
+
+        bus = redis_bus.Bus("test")
+
+        @bus.register()
+        async def blocks():
+            bus.conn.rpush("entered", 1)
+            time.sleep(60)
+
+        bus.serve()
+        """,
+    )
+    worker = processes.start("python", "service.py")
+    eventually(lambda: workers(caller, "blocks"))
+    answer = pool.submit(caller.blocks)
+    wait_until_entered(client)
+    eventually(lambda: answer.done() or worker.send_signal(signal.SIGTERM))
+    with pytest.raises(WorkerLost):
+        answer.result(20)
+    worker.wait(SOON_SECONDS)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import redis
 
 from redis_bus import Bus
 from tests.support import eventually, serving
@@ -133,3 +134,10 @@ def test_latency_is_the_mean_run_in_seconds(bus: Bus) -> None:
         for _ in range(20):
             bus.wait(0.3)  # a hit is no run
         assert bus.stats()["wait"]["latency"] == latency
+
+
+def test_a_counter_that_is_no_number_counts_as_nothing(bus: Bus, client: redis.Redis) -> None:
+    bus.register("method")(lambda: 1)
+    bus.method.run()
+    client.hset("rb:{test:}:stats:method", "hits", "many")
+    assert bus.stats()["method"]["hits"] == 0

@@ -1,7 +1,10 @@
 -- Push an entry on a queue; a queue that was empty gets the token that wakes one idle worker.
 -- There is never a second token, and a queue that waits has one, or a worker about to take.
+-- Returns how many jobs wait.
 local function put_job(push, queue, wake, entry)
-  if redis.call(push, queue, entry) == 1 and redis.call('EXISTS', wake) == 0 then
+  local waiting = redis.call(push, queue, entry)
+  if waiting == 1 and redis.call('EXISTS', wake) == 0 then
     redis.call('RPUSH', wake, 1)
   end
+  return waiting
 end

@@ -1,9 +1,10 @@
--- A flight is '<job> <generation> <shared>': the job that may fill a cache key, and whether
--- others wait for it. Returns job, generation, '0' or '1'; nil where nothing flies.
+-- A flight is '<job> <generation> <shared>': the job that may fill a cache key, and who else waits
+-- for it. Returns job, generation, '0' (nobody), '1' (calls) or '2' (also runs, which come back for
+-- the outcome later); nil where nothing flies.
 local function read_flight(flight)
   local value = flight and redis.call('GET', flight)
   if not value then
     return nil
   end
-  return string.match(value, '^(%S+) (%d+) ([01])$')
+  return string.match(value, '^(%S+) (%d+) ([012])$')
 end

@@ -178,6 +178,9 @@ class Driver:
     def release(self, job: str, *, worker: str = "w", method: str = "m") -> Any:
         return self.send(*self.post(worker, [method]).release(self.route(method), job))
 
+    def discard(self, key: bytes, sha1: str, method: str = "m") -> Any:
+        return self.send(*self.route(method).discard(key, sha1))
+
     def clear(self, key: bytes, method: str = "m", etag: str = ETAG) -> Any:
         return self.send(*self.route(method, etag=etag).clear(key))
 

@@ -4,7 +4,16 @@ import pytest
 import redis
 
 from redis_bus.protocol import LEASE_MS, MOVED_TAG, Job, Mode, needs_admission
-from tests.lua.driver import FOREIGN, KEEP_MS, OTHER_VALUE, VALUE, Driver, within
+from tests.lua.driver import (
+    FOREIGN,
+    KEEP_MS,
+    OTHER_ETAG,
+    OTHER_SHAPE,
+    OTHER_VALUE,
+    VALUE,
+    Driver,
+    within,
+)
 
 
 @pytest.fixture
@@ -33,7 +42,7 @@ def assert_released(lua: Driver, job: Job) -> None:
 def test_foreign_bytes_in_the_flight_are_flown_over(lua: Driver, job: Job, found: bytes) -> None:
     lua.client.set(lua.route().flight(b"k"), found)
     assert lua.admit(job) == b"run"
-    assert lua.flight(b"k") == (job.id, lua.generation(), "1")
+    assert lua.flight(b"k") == (job.id, lua.generation(), "2")
 
 
 @pytest.mark.parametrize("found", FOREIGN)
@@ -99,7 +108,7 @@ def test_a_job_without_a_deadline_is_not_late(lua: Driver) -> None:
 
 def test_where_nobody_flies_it_owns_the_flight_again(lua: Driver, lost: Job) -> None:
     assert lua.admit(lost) == b"run"
-    assert lua.flight(b"k") == (lost.id, lua.generation(), "1")
+    assert lua.flight(b"k") == (lost.id, lua.generation(), "2")
     assert within(lua.ttl(lua.route().flight(b"k")), LEASE_MS)
     assert lua.call(key=b"k") == [b"joined", lost.id.encode()]
     assert lua.finish(lost) == b"done"
@@ -134,7 +143,7 @@ def test_a_job_of_an_old_generation_runs_and_owns_no_flight(lua: Driver, lost: J
 def test_a_flight_of_an_old_generation_does_not_keep_it(lua: Driver, lost: Job) -> None:
     lua.client.set(lua.route().flight(b"k"), "older 123 0")
     assert lua.admit(lost) == b"run"
-    assert lua.flight(b"k") == (lost.id, lua.generation(), "1")
+    assert lua.flight(b"k") == (lost.id, lua.generation(), "2")
 
 
 def test_a_value_of_an_old_generation_is_no_answer(lua: Driver) -> None:
@@ -144,6 +153,24 @@ def test_a_value_of_an_old_generation_is_no_answer(lua: Driver) -> None:
     job = lua.taken()
     lua.lose_flight(b"k")
     assert lua.admit(job) == b"run"
+
+
+def test_it_is_not_moved_to_a_job_of_another_shape(lua: Driver, lost: Job) -> None:
+    lua.publish(etag=OTHER_ETAG, shape=OTHER_SHAPE)
+    lua.queued(key=b"k", etag=OTHER_ETAG)
+    assert lua.admit(lost) == b"run"
+    assert lua.finish(lost) == b"done"
+    assert lua.reply(lost.id) == [VALUE]
+
+
+def test_it_is_not_answered_with_a_value_of_another_shape(lua: Driver, lost: Job) -> None:
+    lua.publish(etag=OTHER_ETAG, shape=OTHER_SHAPE)
+    lua.queued(key=b"k", etag=OTHER_ETAG)
+    lua.finish(lua.taken(), OTHER_VALUE)
+    assert lua.admit(lost) == b"run"
+    assert lua.finish(lost) == b"done"
+    assert lua.reply(lost.id) == [VALUE]
+    assert lua.outcome(b"k") == OTHER_VALUE
 
 
 # -- dropped --------------------------------------------------------------------------------------
@@ -177,7 +204,7 @@ def test_where_another_flies_the_waiters_are_told_to_wait_for_that_one(
 def test_the_flight_that_waiters_moved_to_is_shared(lua: Driver, lost: Job) -> None:
     leader = lua.queued(key=b"k", budget_ms=1000)
     lua.admit(lost)
-    assert lua.flight(b"k") == (leader, lua.generation(), "1")
+    assert lua.flight(b"k") == (leader, lua.generation(), "2")
     assert within(lua.ttl(lua.route().flight(b"k")), 1000 + LEASE_MS)
     job = lua.taken()
     lua.finish(job)
@@ -212,21 +239,32 @@ def test_a_value_past_its_soft_expiry_is_an_answer(lua: Driver, lost: Job) -> No
 # -- sent twice -----------------------------------------------------------------------------------
 
 
-def test_sent_twice_a_dropped_job_stays_fenced(lua: Driver, job: Job) -> None:
-    assert [lua.admit(job), lua.admit(job)] == [b"dropped", b"run"]
+def test_sent_twice_a_dropped_job_is_fenced(lua: Driver, job: Job) -> None:
+    assert [lua.admit(job), lua.admit(job)] == [b"dropped", b"fenced"]
+    assert lua.flight(b"k") is None
     assert_released(lua, job)
 
 
-def test_sent_twice_a_moved_job_is_moved_to_the_same(lua: Driver, lost: Job) -> None:
+def test_sent_twice_a_moved_job_is_moved_once(lua: Driver, lost: Job) -> None:
     leader = lua.queued(key=b"k")
-    assert [lua.admit(lost), lua.admit(lost)] == [b"moved", b"moved"]
-    assert set(lua.reply(lost.id)) == {MOVED_TAG + leader.encode()}
+    assert [lua.admit(lost), lua.admit(lost)] == [b"moved", b"fenced"]
+    assert lua.reply(lost.id) == [MOVED_TAG + leader.encode()]
 
 
-def test_sent_twice_an_answered_job_is_answered(lua: Driver, lost: Job) -> None:
+def test_sent_twice_an_answered_job_is_answered_once(lua: Driver, lost: Job) -> None:
     lua.fill(b"k")
-    assert [lua.admit(lost), lua.admit(lost)] == [b"answered", b"answered"]
-    assert set(lua.reply(lost.id)) == {VALUE}
+    assert [lua.admit(lost), lua.admit(lost)] == [b"answered", b"fenced"]
+    assert lua.reply(lost.id) == [VALUE]
+
+
+def test_sent_again_after_a_clear_a_moved_job_owns_no_flight(lua: Driver, lost: Job) -> None:
+    """Who joined it would be moved to a value from before the clear."""
+    lua.queued(key=b"k")
+    lua.admit(lost)
+    lua.finish(lua.taken())
+    lua.clear(b"k")
+    assert lua.admit(lost) == b"fenced"
+    assert lua.call(key=b"k")[0] == b"queued"
 
 
 def test_sent_twice_a_job_that_runs_runs(lua: Driver, lost: Job) -> None:

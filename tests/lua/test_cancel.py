@@ -42,8 +42,9 @@ def test_in_time_it_is_passed_over_and_its_outcome_says_so(lua: Driver, key: byt
     assert lua.cancel(job, key) == b"cancelled"
     assert lua.reply(job) == [CANCELLED]
     assert within(lua.reply_ttl(job), KEEP_MS)
-    assert lua.pending() == {}
+    assert lua.pending() == {job: b"-"}
     assert lua.take() is None
+    assert lua.pending() == {}
     assert (lua.length(), lua.tokens(), lua.claims()) == (0, 0, [])
 
 
@@ -132,5 +133,5 @@ def test_the_flight_of_another_job_is_left_alone(lua: Driver) -> None:
 def test_other_jobs_of_the_service_are_left_alone(lua: Driver) -> None:
     cancelled, other = lua.queued(mode=Mode.RUN), lua.queued(mode=Mode.RUN)
     lua.cancel(cancelled)
-    assert list(lua.pending()) == [other]
+    assert lua.pending() == {cancelled: b"-", other: b""}
     assert lua.taken().id == other

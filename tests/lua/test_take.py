@@ -219,6 +219,12 @@ def test_a_job_that_is_taken_cannot_be_cancelled_any_more(lua: Driver) -> None:
     assert lua.cancel(job) == b"late"
 
 
+def test_a_run_whose_note_was_lost_still_runs(lua: Driver) -> None:
+    jobs = [lua.queued(mode=Mode.RUN), lua.queued(mode=Mode.RUN, key=b"k")]
+    lua.client.delete(lua.service.pending)
+    assert [lua.taken().id for _ in jobs] == jobs
+
+
 def test_who_only_waits_is_not_dropped_for_being_not_pending(lua: Driver) -> None:
     jobs = [lua.queued(), lua.queued(key=b"k")]
     assert [lua.taken().id for _ in jobs] == jobs

@@ -1,0 +1,18 @@
+-- include: parse_job
+-- Forget jobs at the head of a queue that nobody waits for any more, so that it does not grow
+-- while no worker takes them. One with a cache key may have been joined: it stays for `grace` ms.
+local function drop_dead(queue, pending, now, grace, most)
+  for _ = 1, most do
+    local job, deadline, mode, size = parse_job(redis.call('LINDEX', queue, 0) or '')
+    if not job or deadline == '0' then
+      return
+    end
+    if now <= tonumber(deadline) + (size == '-' and 0 or grace) then
+      return
+    end
+    redis.call('LPOP', queue)
+    if mode == 'run' then
+      redis.call('HDEL', pending, job)
+    end
+  end
+end
