@@ -89,6 +89,13 @@ def test_the_files_shown_are_the_samples() -> None:
         assert block.text in code, f"{block.name} is not what line {block.line} shows"
 
 
+def test_every_test_that_the_readme_names_is_there() -> None:
+    named = set(re.findall(r"``(test_\w+)``", README.read_text(encoding="utf-8")))
+    source = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/test_*.py"))
+    assert len(named) > 10
+    assert {name for name in named if f"def {name}(" not in source} == set()
+
+
 class Tour:
     """Runs the blocks in their order: commands that serve go on, as in terminals of their own."""
 
