@@ -20,7 +20,7 @@
 -- include: meta
 -- include: read_flight
 -- include: reply
-local BRIEF = 10000 -- ms in which a call that joined begins to wait
+local BRIEF = 60000 -- ms in which a call that joined begins to wait
 local running, reply, stats, meta, cache, flight = unpack(KEYS)
 local job, outcome, keep, alone, deadline, spent, method, generation, expire, stale = unpack(ARGV)
 alone, deadline = tonumber(alone), tonumber(deadline)

@@ -82,6 +82,7 @@ class Ticket:
     job: str
     enqueued_ms: int
     shown: ShownCall | str
+    flight: bytes | None = None  # the key in Redis, where the call can be made again if it is lost
 
 
 def new_job_id() -> str:
@@ -105,25 +106,25 @@ def call(source: Source, args: Args, kwargs: Kwargs, options: Options) -> Steps[
             raise CallTimeout(f"{shown}: not sent, no time is left ({deadline.describe()})")
         try:
             if key is None:
-                found = yield from _call_alone(target, body, shown, deadline, options)
+                found = yield from _call_alone(source, target, body, shown, deadline, options)
             else:
-                found = yield from _call_keyed(target, key, body, shown, deadline, options)
+                found = yield from _call_keyed(source, target, key, body, shown, deadline, options)
         except ConnectionLost as error:
             if attempt == MAX_TRIES - 1 or not target.may_run_twice or is_unreachable(error):
                 raise ConnectionLost(_lost_message(shown, target, error)) from error
             lost = error
             continue
         if found is None:
-            yield from _renew(source, target)
-        elif isinstance(found, bytes):
+            continue
+        if isinstance(found, bytes):
             return outcome.decode(found, target.serializer, options.allow)
-        else:
-            cached = parse_entry(found.entry)
-            if not outcome.is_error(cached):  # which is never cached
-                with contextlib.suppress(ProtocolError, SerializationError):
-                    return outcome.decode(cached, target.serializer)
-            yield from _discard(target, key or b"", found.entry, shown)
-    raise BusError(f"{ShownCall(target.name, args, kwargs)}: it is registered anew again and again")
+        cached = parse_entry(found.entry)
+        if not outcome.is_error(cached):  # which is never cached
+            with contextlib.suppress(ProtocolError, SerializationError):
+                return outcome.decode(cached, target.serializer)
+        yield from _discard(target, key or b"", found.entry, shown)
+    shown = ShownCall(target.name, args, kwargs)
+    raise BusError(f"{shown}: given up, its registration or its value changes all the time")
 
 
 def run(source: Source, args: Args, kwargs: Kwargs, options: Options) -> Steps[str]:
@@ -182,10 +183,27 @@ def wait(ticket: Ticket, deadline: Deadline, *, warned: bool = False) -> Steps[b
             if not warned:
                 yield from _warn_if_nobody(ticket, deadline)
             warned = True
+            if ticket.flight is not None:
+                yield from _check_flight(ticket, job)
         elif reply.startswith(MOVED_TAG):
             job, moves = _moved_to(reply, ticket, moves)
         else:
             return bytes(reply)
+
+
+class _FlightLostError(Exception):
+    """Nothing is left in Redis of what a call waits for."""
+
+
+def _check_flight(ticket: Ticket, job: str) -> Steps[None]:
+    """Raise _FlightLostError where neither a flight nor an outcome of the job is there.
+
+    Keys may have been evicted, or the outcome kept too shortly: the call is made again then.
+    """
+    commands = (("GET", ticket.flight or b""), ticket.route.service.look(job))
+    flight, found = yield Request(commands, may_repeat=True)
+    if found is None and (flight is None or not flight.startswith(job.encode() + b" ")):
+        raise _FlightLostError
 
 
 def _moved_to(reply: bytes, ticket: Ticket, moves: int) -> tuple[str, int]:
@@ -259,9 +277,14 @@ def _prepare(
 
 
 def _call_alone(
-    target: Target, body: bytes, shown: ShownCall | str, deadline: Deadline, options: Options
+    source: Source,
+    target: Target,
+    body: bytes,
+    shown: ShownCall | str,
+    deadline: Deadline,
+    options: Options,
 ) -> Steps[bytes | None]:
-    """A call without a cache key: one write, one wait. None: it is registered anew."""
+    """A call without a cache key: one write, one wait. None: it is to be made again."""
     job, service = new_job_id(), target.route.service
     command = target.route.call(
         job, body, mode=Mode.WAIT, budget_ms=deadline.left_ms(), fail_fast=options.fail_fast
@@ -270,6 +293,7 @@ def _call_alone(
     status, reply = yield Request((command, service.wait_alone(job, seconds)), timeout)
     if status[0] != b"queued":
         _raise_refusal(status, target, shown)
+        yield from _renew(source, target)
         return None
     if reply is not None:
         return bytes(reply[1])
@@ -279,6 +303,7 @@ def _call_alone(
 
 
 def _call_keyed(
+    source: Source,
     target: Target,
     key: bytes,
     body: bytes,
@@ -286,7 +311,8 @@ def _call_keyed(
     deadline: Deadline,
     options: Options,
 ) -> Steps[bytes | _Hit | None]:
-    """A call with a cache key: only a miss waits. None: it is registered anew."""
+    """A call with a cache key: only a miss waits. None: it is to be made again."""
+    flight = target.route.flight(key) if target.may_run_twice else None
     command = target.route.call(
         new_job_id(),
         body,
@@ -301,15 +327,19 @@ def _call_keyed(
         case [b"hit", bytes(entry)]:
             return _Hit(entry)
         case [b"joined", bytes(leader)]:
-            ticket = Ticket(target.route, leader.decode(), 0, shown)
+            ticket = Ticket(target.route, leader.decode(), 0, shown, flight)
         case [b"queued", bytes(own), int(now), *foreign]:
-            ticket = Ticket(target.route, own.decode(), now, shown)
+            ticket = Ticket(target.route, own.decode(), now, shown, flight)
             if foreign:
                 logger.warning("%s: its cached value is not ours, and is overwritten", shown)
         case _:
             _raise_refusal(status, target, shown)
+            yield from _renew(source, target)
             return None
-    return (yield from wait(ticket, deadline))
+    try:
+        return (yield from wait(ticket, deadline))
+    except _FlightLostError:
+        return None
 
 
 def _discard(target: Target, key: bytes, entry: bytes, shown: ShownCall | str) -> Steps[None]:

@@ -550,3 +550,34 @@ def test_a_clear_during_a_refresh_holds(
         gated.go[1].set()
         eventually(lambda: not list(client.scan_iter("*running*")))
         assert caller.gated(1) != "run 1"
+
+
+def test_a_call_whose_keys_are_lost_is_made_again(
+    bus: Bus, caller: Bus, client: redis.Redis, pool: ThreadPoolExecutor
+) -> None:
+    """As Redis does where its memory is full and it may evict."""
+    bus.register("double", cache_key="{a}")(lambda a: 2 * a)
+    bus.double.run(0)  # publishes it
+    bus.serve_once()
+    answer = pool.submit(caller.double, 2)
+    eventually(lambda: client.exists("rb:{test:}:flight:double:2"))
+    client.delete("rb:{test:}:flight:double:2", "rb:{test:}:queue:double", "rb:{test:}:wake:double")
+    with serving(bus):
+        assert answer.result(20) == 4
+
+
+def test_a_call_whose_outcome_is_lost_is_answered_from_the_cache(
+    bus: Bus, caller: Bus, client: redis.Redis, pool: ThreadPoolExecutor
+) -> None:
+    bus.register("double", cache_key="{a}")(lambda a: 2 * a)
+    bus.double.run(0)  # publishes it
+    bus.serve_once()
+    answer = pool.submit(caller.double, 2)
+    eventually(lambda: client.exists("rb:{test:}:flight:double:2"))
+    # What `finish` does, for a caller that hears nothing of it.
+    value = client.get("rb:{test:}:cache:double:0").partition(b"\n")[0] + b"\nm\x04"
+    with client.pipeline() as pipeline:
+        pipeline.set("rb:{test:}:cache:double:2", value)
+        pipeline.delete("rb:{test:}:flight:double:2", "rb:{test:}:queue:double")
+        pipeline.execute()
+    assert answer.result(20) == 4
