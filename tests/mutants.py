@@ -1,0 +1,376 @@
+"""Faults for the scripts, each of which the machine must find; or it proves nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+
+from redis_bus import scripts
+from redis_bus.scripts import Script
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A fault: what it does, the file below ``lua/``, and the text that is replaced in it."""
+
+    name: str
+    file: str
+    text: str
+    instead: str
+    rule: int  # of `tests.cache_model.RULES`: the promise that it breaks
+
+    def read(self) -> str:
+        return (files("redis_bus.lua") / f"{self.file}.lua").read_text(encoding="utf-8")
+
+    def scripts(self) -> dict[str, Script]:
+        """The scripts with the fault in them, each under a SHA1 of its own."""
+        _, mark, last = self.read().rpartition("-- include: ")
+        right = last.partition("\n")[2] if mark else last  # as it is in the joined scripts
+        wrong = right.replace(self.text, self.instead)
+        return {
+            name: scripts.make(name, script.source.replace(right, wrong))
+            for name, script in scripts.load().items()
+        }
+
+
+MUTANTS = [
+    Mutant(
+        "finish stores whoever's flight it is",
+        "finish",
+        "  if leader == job then\n    redis.call('DEL', flight)\n    store()\n  end",
+        "  if leader == job then\n    redis.call('DEL', flight)\n  end\n  store()",
+        4,
+    ),
+    Mutant(
+        "finish stores under the current generation",
+        "finish",
+        "failed or expire == 0 or current ~= generation then\n    return\n  end",
+        "failed or expire == 0 or not current then\n    return\n  end\n  generation = current",
+        4,
+    ),
+    Mutant(
+        "finish stores before it looks whether its claim stands",
+        "finish",
+        "if redis.call('HDEL', running, job) == 0 then\n",
+        "if cache then\n"
+        "  redis.call('SET', cache, generation .. ' 0\\n' .. outcome, 'PX', 9999)\nend\n"
+        "if redis.call('HDEL', running, job) == 0 then\n",
+        10,
+    ),
+    Mutant(
+        "finish is not fenced",
+        "finish",
+        "if redis.call('HDEL', running, job) == 0 then",
+        "if redis.call('HDEL', running, job) == 2 then",
+        10,
+    ),
+    Mutant(
+        "finish does not answer who joined",
+        "finish",
+        "if alone > 0 then\n",
+        "if alone > 0 and joined == '0' then\n",
+        3,
+    ),
+    Mutant(
+        "finish believes that nobody joined a flight that is gone",
+        "finish",
+        "joined = leader ~= job and '2' or shared",
+        "joined = shared or '0'",
+        3,
+    ),
+    Mutant(
+        "finish stores errors",
+        "finish",
+        "if failed or expire == 0",
+        "if expire == 0",
+        1,
+    ),
+    Mutant(
+        "finish stores what is not to be kept",
+        "finish",
+        "  if failed or expire == 0 or current",
+        "  expire = expire == 0 and 9999 or expire\n  if failed or current",
+        5,
+    ),
+    Mutant(
+        "finish forgets the expiry",
+        "finish",
+        "  redis.call('SET', cache, entry, 'PX', expire + stale)",
+        "  redis.call('SET', cache, entry)",
+        13,
+    ),
+    Mutant(
+        "finish leaves its flight",
+        "finish",
+        "    redis.call('DEL', flight)\n    store()",
+        "    store()",
+        2,
+    ),
+    Mutant(
+        "a call joins a flight from before clear_all",
+        "call",
+        "if flown == generation then\n  local sharing",
+        "if leader then\n  local sharing",
+        4,
+    ),
+    Mutant(
+        "a call does not say that it joined",
+        "call",
+        "    write_flight(flight, leader, flown, sharing, 'KEEPTTL')\n",
+        "",
+        3,
+    ),
+    Mutant(
+        "a call runs beside the flight",
+        "call",
+        "if flown == generation then\n  local sharing",
+        "if flown == generation and shared ~= '0' then\n  local sharing",
+        2,
+    ),
+    Mutant(
+        "every caller of a stale value starts a run",
+        "call",
+        "if fresh or (entry and (flown == generation or full)) then",
+        "if fresh or (entry and full) then",
+        6,
+    ),
+    Mutant(
+        "a stale value is served and not refreshed",
+        "call",
+        "if fresh or (entry and (flown == generation or full)) then",
+        "if entry then",
+        6,
+    ),
+    Mutant(
+        "a stale value is not served",
+        "call",
+        "local leader, flown, shared = read_flight(not fresh and flight)",
+        "entry = fresh and entry\nlocal leader, flown, shared = read_flight(not fresh and flight)",
+        6,
+    ),
+    Mutant(
+        "a call does not look who is published",
+        "call",
+        "if published ~= etag then",
+        "if not published then",
+        7,
+    ),
+    Mutant(
+        "values of any generation live",
+        "lib/entry",
+        "if not written or written ~= generation then",
+        "if not written then",
+        4,
+    ),
+    Mutant(
+        "bytes that are not ours are served",
+        "lib/entry",
+        "  if not written or written ~= generation then\n",
+        "  if not written then\n    return entry, 0, 1\n  elseif written ~= generation then\n",
+        8,
+    ),
+    Mutant(
+        "a job is queued without a token",
+        "lib/put_job",
+        "waiting == 1 and redis.call('EXISTS', wake) == 0",
+        "waiting == 3",
+        11,
+    ),
+    Mutant(
+        "a queue gets a token too many",
+        "lib/put_job",
+        "waiting == 1 and redis.call('EXISTS', wake) == 0",
+        "waiting",
+        11,
+    ),
+    Mutant(
+        "take forgets the token where more wait",
+        "take",
+        "  elseif not token then\n    redis.call('RPUSH', wake, 1)\n  end",
+        "  end",
+        11,
+    ),
+    Mutant(
+        "take claims what is cancelled",
+        "take",
+        "if not late and noted ~= '-' then",
+        "if not late then",
+        9,
+    ),
+    Mutant(
+        "take does not claim",
+        "take",
+        "    redis.call('HSET', running, job, entry)\n",
+        "",
+        3,
+    ),
+    Mutant(
+        "take begins at the end of the queue",
+        "take",
+        "  local entry = redis.call('LPOP', queue)\n  while",
+        "  local entry = redis.call('RPOP', queue)\n  while",
+        12,
+    ),
+    Mutant(
+        "take passes over the first",
+        "take",
+        "  local entry = redis.call('LPOP', queue)\n  while",
+        "  redis.call('LPOP', queue)\n  local entry = redis.call('LPOP', queue)\n  while",
+        12,
+    ),
+    Mutant(
+        "discard forgets a newer value",
+        "discard",
+        "if not entry or redis.sha1hex(entry) ~= sha1 then",
+        "if not entry then",
+        8,
+    ),
+    Mutant(
+        "clear does not detach the flight",
+        "clear",
+        "redis.call('UNLINK', cache, flight)",
+        "redis.call('UNLINK', cache)",
+        4,
+    ),
+    Mutant(
+        "clear leaves the value",
+        "clear",
+        "redis.call('UNLINK', cache, flight)",
+        "redis.call('UNLINK', flight)",
+        4,
+    ),
+    Mutant(
+        "clear_all keeps the generation",
+        "clear_all",
+        "generation = next_generation(generation)\n",
+        "",
+        4,
+    ),
+    Mutant(
+        "publish keeps the generation of another shape",
+        "publish",
+        "if known_shape ~= shape then",
+        "if not generation then",
+        7,
+    ),
+    Mutant(
+        "a lost registry brings an old generation back",
+        "lib/generation",
+        "local generation = time[1] * 1000000 + time[2]",
+        "local generation = 1",
+        4,
+    ),
+    Mutant(
+        "admit lets every job run",
+        "admit",
+        "local _, _, generation = parse_meta(redis.call('HGET', meta, method))",
+        "if true then\n  return 'run'\nend\n"
+        "local _, _, generation = parse_meta(redis.call('HGET', meta, method))",
+        2,
+    ),
+    Mutant(
+        "admit drops a job that others wait for",
+        "admit",
+        "if leader == job and not (late and shared == '0') then",
+        "if leader == job and not late then",
+        3,
+    ),
+    Mutant(
+        "admit does not ask whether the claim stands",
+        "admit",
+        "if not redis.call('HGET', running, job) then",
+        "if false then",
+        10,
+    ),
+    Mutant(
+        "admit moves waiters to a job of another shape",
+        "admit",
+        "if own ~= generation then\n  return 'run'\nend\nif leader and flown == own then",
+        "if leader and flown == generation then",
+        7,
+    ),
+    Mutant(
+        "admit answers with a value of another shape",
+        "admit",
+        "if own ~= generation then\n  return 'run'\nend\n",
+        "own = generation\n",
+        7,
+    ),
+    Mutant(
+        "admit moves waiters, and the job that they wait for does not know",
+        "admit",
+        "  write_flight(flight, leader, flown, 2, 'KEEPTTL')\n",
+        "",
+        3,
+    ),
+    Mutant(
+        "admit does not take the flight again",
+        "admit",
+        "write_flight(flight, job, own, 2, 'PX', lease)\n",
+        "",
+        2,
+    ),
+    Mutant(
+        "cancel ignores that others wait",
+        "cancel",
+        "if leader ~= job or shared ~= '0' then",
+        "if leader ~= job then",
+        9,
+    ),
+    Mutant(
+        "cancel leaves the flight",
+        "cancel",
+        "  redis.call('DEL', flight)\n",
+        "",
+        2,
+    ),
+    Mutant(
+        "cancel tells nobody",
+        "cancel",
+        "put_reply(reply, outcome, keep)\n",
+        "",
+        3,
+    ),
+    Mutant(
+        "cancel leaves the note, and the job runs",
+        "cancel",
+        "redis.call('HSET', pending, job, '-')\n",
+        "redis.call('HDEL', pending, job)\n",
+        9,
+    ),
+    Mutant(
+        "release keeps the claim",
+        "release",
+        "redis.call('HDEL', running, job)\n",
+        "",
+        10,
+    ),
+    Mutant(
+        "release puts a job at the end of its queue",
+        "release",
+        "put_job('LPUSH', queue",
+        "put_job('RPUSH', queue",
+        12,
+    ),
+    Mutant(
+        "release forgets that a run may be cancelled",
+        "release",
+        "if mode == 'run' then",
+        "if mode == 'none' then",
+        12,
+    ),
+    Mutant(
+        "beat does not put back a lost token",
+        "beat",
+        "    redis.call('RPUSH', wake, 1)\n",
+        "",
+        11,
+    ),
+    Mutant(
+        "outcomes are kept for ever",
+        "lib/reply",
+        "  redis.call('PEXPIRE', reply, keep)\n",
+        "",
+        13,
+    ),
+]

@@ -1,0 +1,59 @@
+"""Cache semantics hold in whatever order callers, workers and those who clear come."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import redis
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.cache_machine import CacheMachine
+from tests.cache_model import Wire
+from tests.support import find_servers
+
+# In CI on the first of the servers; the others get a part of it.
+EXAMPLES = 4_000
+PART = 300
+STEPS = 50
+# What the scripts must have answered now and then, or the machine goes round in circles.
+ANSWERS = [
+    *("call hit", "call joined", "call queued", "call stale"),
+    *("admit run", "admit moved", "admit answered", "admit dropped", "admit fenced"),
+    *("finish done", "finish fenced", "cancel cancelled", "cancel shared", "cancel late"),
+    *("clear cleared", "clear nothing", "clear stale", "publish published", "publish same"),
+]
+
+
+@pytest.fixture
+def wire(client: redis.Redis) -> Iterator[Wire]:
+    wire = Wire(client)
+    wire.load_scripts()
+    yield wire
+    wire.close()
+
+
+def test_no_order_of_steps_breaks_a_rule_of_the_cache(
+    wire: Wire, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    examples = max(EXAMPLES, 4 * hypothesis.settings().max_examples)
+    if request.node.callspec.params["server"] != min(find_servers()):
+        examples = PART
+    counts: Counter[str] = Counter()
+    started = time.monotonic()
+    run_state_machine_as_test(
+        type("Machine", (CacheMachine,), {"wire": wire, "counts": counts}),
+        settings=hypothesis.settings(
+            max_examples=examples,
+            stateful_step_count=STEPS,
+            suppress_health_check=[hypothesis.HealthCheck.too_slow],
+        ),
+    )
+    with capsys.disabled():
+        shown = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+        print(f"\ncache machine: {shown}, seconds {time.monotonic() - started:.0f}")  # noqa: T201
+    if examples > PART:
+        assert [answer for answer in ANSWERS if not counts[answer]] == []

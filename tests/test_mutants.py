@@ -1,0 +1,90 @@
+"""The machine of the cache can fail: it finds each fault that is put into the scripts."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import redis
+from hypothesis.stateful import run_state_machine_as_test
+
+from redis_bus import scripts
+from redis_bus.embedded import EmbeddedRedis
+from tests.cache_machine import CacheMachine
+from tests.cache_model import RULES, Wire
+from tests.mutants import MUTANTS, Mutant
+from tests.support import find_servers
+
+# Most are found within a hundred; what is not found in all of these survives.
+EXAMPLES = 3_000
+STEPS = 50
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    """One server is enough here: it is the machine that is tested."""
+    servers = find_servers()
+    with (
+        EmbeddedRedis(servers[min(servers)]) as embedded,
+        redis.Redis.from_url(embedded.url) as client,
+    ):
+        wire = Wire(client)
+        yield wire
+        wire.close()
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_its_text_is_in_the_file_once_and_changes_what_redis_gets(mutant: Mutant) -> None:
+    assert mutant.read().count(mutant.text) == 1
+    right, wrong = scripts.load(), mutant.scripts()
+    changed = {name for name in right if right[name].sha != wrong[name].sha}
+    assert changed
+    assert mutant.file.startswith("lib/") or changed == {mutant.file}
+
+
+def test_each_rule_has_a_mutant_and_each_mutant_a_name() -> None:
+    assert {mutant.rule for mutant in MUTANTS} == set(RULES)
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
+
+
+def test_the_machine_finds_every_mutant(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    survivors = []
+    for mutant in MUTANTS:
+        faulty = mutant.scripts()
+        with monkeypatch.context() as patch:
+            patch.setattr(scripts, "load", lambda faulty=faulty: faulty)
+            if not finds_a_fault(wire):
+                survivors.append(mutant.name)
+    killed = len(MUTANTS) - len(survivors)
+    with capsys.disabled():
+        print(f"\nmutants of the scripts: {killed} of {len(MUTANTS)} killed")  # noqa: T201
+    assert survivors == []
+
+
+def finds_a_fault(wire: Wire) -> bool:
+    """Run the machine on the scripts that there are, the same way each time."""
+    wire.load_scripts()
+    try:
+        run_state_machine_as_test(
+            type("Machine", (CacheMachine,), {"wire": wire, "counts": Counter()}),
+            settings=hypothesis.settings(
+                max_examples=EXAMPLES,
+                stateful_step_count=STEPS,
+                derandomize=True,
+                database=None,
+                phases=[hypothesis.Phase.generate],
+                report_multiple_bugs=False,
+                suppress_health_check=[hypothesis.HealthCheck.too_slow],
+            ),
+        )
+    except AssertionError as error:
+        # Whatever else is raised, Redis's errors too, is no finding of the machine.
+        if not re.match(r"rule \d+ ", str(error)):
+            raise
+        return True
+    return False
