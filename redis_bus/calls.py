@@ -1,8 +1,4 @@
-"""The steps of a call, with no I/O in them: each yields what to send and is sent the replies.
-
-`Bus` drives these generators over blocking connections; any other transport can do the same.
-A lost connection is thrown into them as ConnectionLost, where they decide what may be repeated.
-"""
+"""The steps of calls, runs, clears and cancels, with no I/O in them (see `waiting`)."""
 
 from __future__ import annotations
 
@@ -11,9 +7,7 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Generator
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from . import outcome
 from .deadline import Deadline
@@ -27,41 +21,31 @@ from .errors import (
     QueueFull,
     SerializationError,
 )
-from .protocol import MOVED_TAG, SLICE_SECONDS, Command, Mode, Route, parse_entry
+from .protocol import Mode, parse_entry
 from .target import Args, Kwargs, Options, ShownCall, Target
-from .transport import READ_SECONDS, is_unreachable
+from .transport import is_unreachable
+from .waiting import (
+    FIRST_SLICE_SECONDS,
+    FlightLostError,
+    Request,
+    Steps,
+    Ticket,
+    ask,
+    slice_of,
+    wait,
+    warn_if_nobody,
+)
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
-# The first wait is short: after it, a caller whom nobody serves is told so in the log.
-FIRST_SLICE_SECONDS = 1.0
 # How often a call is begun anew: registrations that change, connections that are lost.
 MAX_TRIES = 5
-# How often an outcome may be another job's, before that counts as bytes that are not ours.
-MAX_MOVES = 10
-
-
-class Request(NamedTuple):
-    """Commands to send in one write, and how long to wait for each reply (s)."""
-
-    commands: tuple[Command, ...]
-    timeout: float = READ_SECONDS
-    may_repeat: bool = False  # whether it does no harm to send them twice
-
-
-def ask(*commands: Command) -> Request:
-    """Return a request that is sent again, once, where its connection turns out to be dead."""
-    return Request(commands, may_repeat=True)
 
 
 class _Hit(NamedTuple):
     """An entry of the cache, where somebody else may have written it."""
 
     entry: bytes
-
-
-Steps = Generator[Request, list[Any], T]
 
 
 class Source(Protocol):
@@ -72,17 +56,6 @@ class Source(Protocol):
 
     def refreshed(self) -> Steps[Target]:
         """Ask Redis what is published now. Raises BusError where the method is gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """What a waiter waits for: a job, since when it is queued, and whose it is."""
-
-    route: Route
-    job: str
-    enqueued_ms: int
-    shown: ShownCall | str
-    flight: bytes | None = None  # the key in Redis, where the call can be made again if it is lost
 
 
 def new_job_id() -> str:
@@ -159,60 +132,6 @@ def run(source: Source, args: Args, kwargs: Kwargs, options: Options) -> Steps[s
     raise BusError(f"{source.target.name}: it is registered anew again and again")
 
 
-def wait(ticket: Ticket, deadline: Deadline, *, warned: bool = False) -> Steps[bytes]:
-    """Wait for a job's outcome as one of many readers, and return it.
-
-    Unless ``warned``, the first wait is short, and the log tells of a method nobody serves.
-    """
-    job, service, moves, losses = ticket.job, ticket.route.service, 0, 0
-    while True:
-        seconds, timeout = _slice(deadline, SLICE_SECONDS if warned else FIRST_SLICE_SECONDS)
-        is_late = deadline.left() == 0.0
-        command = service.look(job) if is_late else service.wait_shared(job, seconds)
-        try:
-            reply = (yield Request((command,), timeout))[0]
-        except ConnectionLost as error:
-            # The outcome is read without taking it, so it survives that.
-            losses += 1
-            if is_late or losses == MAX_TRIES or is_unreachable(error):
-                raise
-            continue
-        if reply is None and is_late:
-            raise (yield from _too_late(ticket, deadline))
-        if reply is None:
-            if not warned:
-                yield from _warn_if_nobody(ticket, deadline)
-            warned = True
-            if ticket.flight is not None:
-                yield from _check_flight(ticket, job)
-        elif reply.startswith(MOVED_TAG):
-            job, moves = _moved_to(reply, ticket, moves)
-        else:
-            return bytes(reply)
-
-
-class _FlightLostError(Exception):
-    """Nothing is left in Redis of what a call waits for."""
-
-
-def _check_flight(ticket: Ticket, job: str) -> Steps[None]:
-    """Raise _FlightLostError where neither a flight nor an outcome of the job is there.
-
-    Keys may have been evicted, or the outcome kept too shortly: the call is made again then.
-    """
-    commands = (("GET", ticket.flight or b""), ticket.route.service.look(job))
-    flight, found = yield Request(commands, may_repeat=True)
-    if found is None and (flight is None or not flight.startswith(job.encode() + b" ")):
-        raise _FlightLostError
-
-
-def _moved_to(reply: bytes, ticket: Ticket, moves: int) -> tuple[str, int]:
-    """Return the job to wait for instead, and how often that was said."""
-    if moves == MAX_MOVES:
-        raise ProtocolError(f"{ticket.shown}: its outcome is said to be another's, again and again")
-    return reply[len(MOVED_TAG) :].decode("ascii", "replace"), moves + 1
-
-
 def clear(source: Source, args: Args, kwargs: Kwargs) -> Steps[bool]:
     """Forget one cached value. Returns whether there was one."""
     for _ in range(MAX_TRIES):
@@ -233,16 +152,6 @@ def clear_all(source: Source) -> Steps[None]:
     if target.key is None:
         raise TypeError(f"{target.name}() has no cache_key: nothing of it is cached")
     yield ask(target.route.clear_all())
-
-
-def is_done(ticket: Ticket) -> Steps[bool]:
-    """Whether the outcome of a job is there."""
-    job, moves = ticket.job, 0
-    while True:
-        head = (yield ask(ticket.route.service.look(job)))[0]
-        if head is None or not head.startswith(MOVED_TAG):
-            return head is not None
-        job, moves = _moved_to(head, ticket, moves)
 
 
 def cancel(ticket: Ticket) -> Steps[bool]:
@@ -289,7 +198,7 @@ def _call_alone(
     command = target.route.call(
         job, body, mode=Mode.WAIT, budget_ms=deadline.left_ms(), fail_fast=options.fail_fast
     )
-    seconds, timeout = _slice(deadline, FIRST_SLICE_SECONDS)
+    seconds, timeout = slice_of(deadline, FIRST_SLICE_SECONDS)
     status, reply = yield Request((command, service.wait_alone(job, seconds)), timeout)
     if status[0] != b"queued":
         _raise_refusal(status, target, shown)
@@ -298,7 +207,7 @@ def _call_alone(
     if reply is not None:
         return bytes(reply[1])
     ticket = Ticket(target.route, job, status[2], shown)
-    yield from _warn_if_nobody(ticket, deadline)
+    yield from warn_if_nobody(ticket, deadline)
     return (yield from wait(ticket, deadline, warned=True))
 
 
@@ -321,7 +230,7 @@ def _call_keyed(
         key=key,
         fail_fast=options.fail_fast,
     )
-    _, timeout = _slice(deadline, FIRST_SLICE_SECONDS)
+    _, timeout = slice_of(deadline, FIRST_SLICE_SECONDS)
     status = (yield Request((command,), timeout))[0]
     match status:
         case [b"hit", bytes(entry)]:
@@ -338,7 +247,7 @@ def _call_keyed(
             return None
     try:
         return (yield from wait(ticket, deadline))
-    except _FlightLostError:
+    except FlightLostError:
         return None
 
 
@@ -368,55 +277,6 @@ def _raise_refusal(status: list[Any], target: Target, shown: ShownCall | str) ->
         case [b"stale"]:
             return
     raise ProtocolError(f"{shown}: the script 'call' answered {status!r}")
-
-
-def _slice(deadline: Deadline, longest: float) -> tuple[float, float]:
-    """Return how long to block, and how long after that the reply counts as lost (s)."""
-    left = deadline.left()
-    if left is None or left + 1.0 >= READ_SECONDS:
-        return longest, READ_SECONDS
-    # To Redis, 0 means for ever.
-    return min(longest, max(0.001, round(left, 3))), left + 1.0
-
-
-def _ask_state(ticket: Ticket, deadline: Deadline) -> Request:
-    """Ask what the bus knows, and wait for that no longer than for the outcome."""
-    _, timeout = _slice(deadline, SLICE_SECONDS)
-    return Request((ticket.route.state(ticket.job, ticket.enqueued_ms),), timeout)
-
-
-def _warn_if_nobody(ticket: Ticket, deadline: Deadline) -> Steps[None]:
-    left = deadline.left()
-    if left is not None and left <= 0:
-        return
-    replies = yield _ask_state(ticket, deadline)
-    if replies[0][0] == 0:
-        logger.warning("%s: it waits, but no worker alive serves it", ticket.shown)
-
-
-def _too_late(ticket: Ticket, deadline: Deadline) -> Steps[CallTimeout]:
-    """Return the error of a call whose time is up, with what the bus knows of it."""
-    budget = deadline.budget or 0.0
-    text = f"{ticket.shown}: no reply in {_shown_seconds(budget)} s"
-    try:
-        replies = yield _ask_state(ticket, deadline)
-    except BusError as error:
-        return CallTimeout(f"{text} ({error})")
-    alive, _, queued = replies[0]
-    if queued:
-        # Redis ends a wait up to 0.1 s late; that is not what the caller asked for.
-        since = f"queued {_shown_seconds(min(budget, deadline.passed()))} s"
-    elif ticket.enqueued_ms:
-        since = "taken by a worker, not finished"
-    else:
-        since = "not finished"
-    workers = f"{alive} worker{'' if alive == 1 else 's'} alive"
-    kind = CallTimeout if alive else NoWorkers
-    return kind(f"{text} ({since}; {workers})")
-
-
-def _shown_seconds(seconds: float) -> str:
-    return f"{seconds:.3g}" if seconds < 100 else f"{seconds:.0f}"
 
 
 def _lost_message(shown: ShownCall | str, target: Target, error: ConnectionLost) -> str:

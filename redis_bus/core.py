@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import codec, directory
-from .calls import Steps
 from .descriptor import Descriptor
 from .errors import ConnectionLost, ProtocolError
 from .registration import Registration
 from .target import Target
 from .transport import Transport
+from .waiting import Steps
 
 if TYPE_CHECKING:
     from .method import Method

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from .calls import Steps, ask
 from .descriptor import Descriptor, from_json
 from .errors import BusError, ProtocolError
 from .protocol import Command, Route, Service, bus_pattern, methods_key
 from .target import Target
+from .waiting import Steps, ask
 
 logger = logging.getLogger(__name__)
 SCAN_COUNT = 1000

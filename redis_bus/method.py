@@ -6,10 +6,10 @@ import inspect
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from . import calls
-from .calls import Steps
 from .deadline import check_seconds
 from .result import AsyncResult
 from .target import Options, Target, empty_signature
+from .waiting import Steps
 
 if TYPE_CHECKING:
     from .core import Core

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import calls, outcome
+from . import calls, outcome, waiting
 from .deadline import Deadline
 from .errors import BusError
 from .protocol import Route, Service, check_job_id, check_method_name, check_prefix
@@ -36,12 +36,12 @@ class AsyncResult:
         CallTimeout where there is no outcome by then: not finished, or no longer kept.
         """
         deadline = Deadline(self._core.timeout if timeout is None else timeout)
-        found = self._core.drive(calls.wait(self._ticket(), deadline))
+        found = self._core.drive(waiting.wait(self._ticket(), deadline))
         return outcome.decode(found, self._core.serializer, self._allow)
 
     def done(self) -> bool:
         """Whether `get` would return, or raise the function's exception, at once."""
-        return self._core.drive(calls.is_done(self._ticket()))
+        return self._core.drive(waiting.is_done(self._ticket()))
 
     def cancel(self) -> bool:
         """Withdraw the job; `get` then raises Cancelled, here and elsewhere.
@@ -51,8 +51,8 @@ class AsyncResult:
         """
         return self._core.drive(calls.cancel(self._ticket()))
 
-    def _ticket(self) -> calls.Ticket:
-        return calls.Ticket(self._route, self._job, 0, f"{self._route.method} (job {self._job})")
+    def _ticket(self) -> waiting.Ticket:
+        return waiting.Ticket(self._route, self._job, 0, f"{self._route.method} (job {self._job})")
 
     def __repr__(self) -> str:
         return f"<result {self.id!r} of bus {self._core.name!r}>"

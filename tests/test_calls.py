@@ -23,10 +23,10 @@ from redis_bus import (
     QueueFull,
     SerializationError,
 )
-from redis_bus.calls import Ticket, wait
 from redis_bus.deadline import Deadline
 from redis_bus.embedded import EmbeddedRedis
 from redis_bus.protocol import Route, Service
+from redis_bus.waiting import Ticket, wait
 from tests.commands import sent
 from tests.support import Processes, eventually, serving, workers
 from tests.test_codec import exact, values
