@@ -21,7 +21,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from redis_bus import scripts
 from redis_bus.protocol import (
-    LEASE_MS,
     MOVED_TAG,
     Command,
     Mode,
@@ -34,6 +33,7 @@ from redis_bus.protocol import (
 )
 from tests.cache_model import (
     ALL_KEYS,
+    BRIEF_MS,
     CANCELLED,
     EXPIRIES,
     FOREIGN,
@@ -438,7 +438,7 @@ class CacheMachine(RuleBasedStateMachine):
             self.check(3, found == [outcome], f"{run}: its waiters find {found}")
             left_ms = self.send("PTTL", reply)
             later = any(waiter.mode is Mode.RUN for waiter in waiters)
-            self.check(3, left_ms > LEASE_MS or not later, f"{run} is kept for {left_ms} ms")
+            self.check(3, left_ms > BRIEF_MS or not later, f"{run} is kept for {left_ms} ms")
 
     def finish_command(self, claim: Claim, outcome: bytes, expiry: tuple[int, int]) -> Command:
         return claim.worker.post.finish(

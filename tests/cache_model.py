@@ -42,6 +42,8 @@ WORKERS = ["ab", "ba", "b"]
 # The budget of a call, and all that has a life: longer than any test run.
 LONG_MS = 3_600_000
 NEVER_MS = -1
+# An outcome that a run shall find later is kept for longer than for who waits already.
+BRIEF_MS = 60_000
 CANCELLED = b"ecancelled"
 FOREIGN = b"foreign bytes"
 ALL_KEYS = """

@@ -121,6 +121,13 @@ MUTANTS = [
         3,
     ),
     Mutant(
+        "a run joins as if it waited already",
+        "call",
+        "local sharing = mode == 'run' and '2' or '1'",
+        "local sharing = '1'",
+        3,
+    ),
+    Mutant(
         "a call runs beside the flight",
         "call",
         "if flown == generation then\n  local sharing",
