@@ -119,6 +119,9 @@ def run_race(processes: Processes, seconds: float, *, forgets: float = 0.0) -> l
         end(serving.pop(0))
     for process in racing:
         end(process, None)
+    with Bus(BUS, url=processes.url) as bus:
+        # The last one may just begin: it handles signals once it counts as alive.
+        eventually(lambda: all(workers(bus, name) == len(serving) for name in METHODS))
     for process in serving:
         end(process)
     return [event for log in logs for event in read_log(log)]
