@@ -1,7 +1,8 @@
 -- admit: decide whether a claimed job that may share its flight still has to run, being late.
 --
 -- KEYS  running, reply, meta, cache, flight
--- ARGV  job, method, generation (of the job), deadline (0: none), lease, keep (all ms)
+-- ARGV  job, method, generation (of the job), deadline (0: none), hold, keep (all ms);
+--       hold: how long a flight lasts from here, unless `beat` renews it
 --
 -- Returns 'run', or, with the claim released: 'dropped' (nobody waits), 'moved' (another job
 -- flies for the key: the waiters are told to wait for that one), 'answered' (from the cache);
@@ -17,7 +18,7 @@
 -- include: write_flight
 -- include: reply
 local running, reply, meta, cache, flight = unpack(KEYS)
-local job, method, own, deadline, lease, keep = unpack(ARGV)
+local job, method, own, deadline, hold, keep = unpack(ARGV)
 deadline = tonumber(deadline)
 local late = deadline > 0 and now_ms() > deadline
 
@@ -27,7 +28,7 @@ end
 local _, _, generation = parse_meta(redis.call('HGET', meta, method))
 local leader, flown, shared = read_flight(flight)
 if leader == job and not (late and shared == '0') then
-  redis.call('PEXPIRE', flight, lease)
+  redis.call('PEXPIRE', flight, hold)
   return 'run'
 end
 if leader == job then
@@ -50,5 +51,5 @@ if entry then
   redis.call('HDEL', running, job)
   return 'answered'
 end
-write_flight(flight, job, own, 2, 'PX', lease)
+write_flight(flight, job, own, 2, 'PX', hold)
 return 'run'

@@ -1,11 +1,11 @@
 -- call: answer from the cache, join the flight, or enqueue: decided in one step.
 --
 -- KEYS  meta, stats, queue, wake, reply, pending, serving; where it has a cache_key: cache, flight
--- ARGV  method, etag, job, and:
---   budget  until nobody waits any more; 0: no deadline
+-- ARGV  method, etag, job, budget (until nobody waits any more; 0: no deadline), and:
 --   mode    'wait': the caller blocks on reply already, so it gets a refusal there too;
 --           'call': it waits once it knows for what; 'run': the outcome is kept for `keep`
---   limit   jobs that may wait; 0: any number;  fast  '1': refuse where no worker alive serves
+--   limit   jobs that may wait; 0: any number
+--   fast    refuse where no worker alive but this one serves ('1': none at all); '0': never
 --   tries   how often the job may run, where workers die of it
 --   lease   how long a flight outlives its budget, of which at most `cap` counts
 --   key, body   the cache key and the arguments, as the worker shall get them
@@ -19,6 +19,7 @@
 -- include: write_flight
 -- include: reply
 -- include: is_full
+-- include: others_alive
 -- include: enqueue
 -- include: count
 local meta, stats, queue, wake, reply, pending, serving, cache, flight = unpack(KEYS)
@@ -48,7 +49,7 @@ if fresh or (entry and (flown == generation or full)) then
   count(stats, 'hits', 1)
   return {'hit', entry}
 end
-if not entry and fast == '1' and redis.call('ZCOUNT', serving, now, '+inf') == 0 then
+if not entry and fast ~= '0' and not others_alive(serving, now, fast) then
   return refuse('no_workers')
 end
 if flown == generation then
@@ -70,11 +71,10 @@ local life = budget > 0 and budget + grace or 0
 if flight then
   write_flight(flight, job, generation, 0, 'PX', math.min(life > 0 and budget or cap, cap) + lease)
 end
-if mode == 'run' then
-  redis.call('HSET', pending, job, flight and 'k' .. key or '')
-end
 local deadline = budget > 0 and string.format('%.0f', now + budget) or 0
 local line = {job, 1, tries, deadline, now, etag, mode, generation, flight and #key or '-', method}
-enqueue(queue, wake, pending, table.concat(line, ' ') .. '\n' .. key .. body, life, now, grace)
+local note = mode == 'run' and (flight and 'k' .. key or '')
+line = table.concat(line, ' ') .. '\n' .. key .. body
+enqueue('RPUSH', queue, wake, pending, job, note, line, life, now, grace)
 count(stats, entry and 'hits' or 'queued', 1)
 return entry and {'hit', entry} or {'queued', job, now, foreign}

@@ -15,15 +15,13 @@
 -- Returns 'done', or 'fenced' where this worker's claim does not stand any more: then nothing
 -- happens. An outcome beginning with 'e' is an error and is never stored. Times are in ms.
 -- Sent twice, the second is fenced.
+-- include: answer
 -- include: clock
 -- include: count
 -- include: meta
 -- include: read_flight
--- include: reply
-local BRIEF = 60000 -- ms in which a call that joined begins to wait
 local running, reply, stats, meta, cache, flight = unpack(KEYS)
 local job, outcome, keep, alone, deadline, spent, method, generation, expire, stale = unpack(ARGV)
-alone, deadline = tonumber(alone), tonumber(deadline)
 
 if redis.call('HDEL', running, job) == 0 then
   return 'fenced'
@@ -59,15 +57,5 @@ if flight then
     store()
   end
 end
-
-if joined == '2' then
-  alone = tonumber(keep)
-elseif joined == '1' then
-  alone = math.max(alone, BRIEF)
-elseif deadline > 0 then
-  alone = math.min(alone, deadline - now_ms())
-end
-if alone > 0 then
-  put_reply(reply, outcome, alone)
-end
+answer(reply, outcome, joined, tonumber(keep), tonumber(alone), tonumber(deadline))
 return 'done'

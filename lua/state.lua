@@ -1,19 +1,28 @@
--- state: what the bus knows of a method, for a message to a person.
+-- state: what the bus knows of a method, and of a job, for a message to a person.
 --
--- KEYS  queue, serving
--- ARGV  job, enqueued (ms, as `call` said; 0: unknown)
+-- KEYS  queue, serving; then `running` of the workers that may have claimed the job
+-- ARGV  job ('': none), enqueued (ms, as `call` said; 0: unknown)
 --
--- Returns {alive workers, jobs in the queue, whether that job waits in it still: 1, 0}.
--- The queue is first in, first out: what was enqueued after its head is in it.
+-- Returns {alive workers, jobs in the queue, where that job is: 'queued', 'claimed', 'unknown'}.
+-- The queue is first in, first out, but for jobs put back at its head: what was not enqueued
+-- before another one that waits may wait behind it. 'unknown' is said only of what does not wait.
 -- Sent twice, it reads twice.
 -- include: clock
+local MOST = 100 -- entries to look at: more than were ever put back at once
 local queue, serving = KEYS[1], KEYS[2]
 local job, enqueued = ARGV[1], tonumber(ARGV[2])
 local alive = redis.call('ZCOUNT', serving, now_ms(), '+inf')
-local head = redis.call('LINDEX', queue, 0)
-local first, since
-if head then
-  first, since = string.match(head, '^(%S+) %d+ %d+ %d+ (%d+) ')
+local waiting, place = redis.call('LLEN', queue), nil
+
+for index = 3, #KEYS do
+  place = place or redis.call('HEXISTS', KEYS[index], job) == 1 and 'claimed'
 end
-local waits = since and (first == job or tonumber(since) < enqueued)
-return {alive, redis.call('LLEN', queue), waits and 1 or 0}
+for index = 0, (place or job == '') and -1 or math.min(waiting, MOST) - 1 do
+  local entry = redis.call('LINDEX', queue, index)
+  local other, since = string.match(entry, '^(%S+) %d+ %d+ %d+ (%d+) ')
+  if other == job or (since and tonumber(since) <= enqueued) then
+    place = 'queued'
+    break
+  end
+end
+return {alive, waiting, place or 'unknown'}

@@ -1,8 +1,7 @@
 -- take: claim the next job of the methods that a worker serves.
 --
--- KEYS[1]     running   hash of this worker's claimed jobs: job -> its queue entry
--- KEYS[2]     pending   hash of the jobs that may be cancelled
--- KEYS[3..n]  queue, wake, queue, wake, ...   one pair for each method, the preferred one first
+-- KEYS  running, workers; then for each method, the preferred one first: queue, wake, pending
+-- ARGV  worker, lease (ms; a claim renews it, so that none is ever held without a lease)
 --
 -- Returns {method index, queue entry, now ms}, or nil when nothing waits. A method index of 0
 -- comes with bytes that are no job of ours, and the method's index behind them.
@@ -12,11 +11,11 @@
 -- a queue that waits without a token. Sent twice, it claims a second job.
 -- include: clock
 -- include: parse_job
-local running, pending = KEYS[1], KEYS[2]
-local now = now_ms()
+-- include: pop
+local running, workers, now = KEYS[1], KEYS[2], now_ms()
 
-local function next_job(queue)
-  local entry = redis.call('LPOP', queue)
+local function next_job(queue, pending)
+  local entry = pop(queue)
   while entry do
     local job, deadline, mode, size = parse_job(entry)
     if not job then
@@ -30,13 +29,13 @@ local function next_job(queue)
     if not late and noted ~= '-' then
       return entry, job
     end
-    entry = redis.call('LPOP', queue)
+    entry = pop(queue)
   end
 end
 
 local function claim(index, token)
   local queue, wake = KEYS[index], KEYS[index + 1]
-  local entry, job = next_job(queue)
+  local entry, job = next_job(queue, KEYS[index + 2])
   if not entry and not token then
     return nil
   end
@@ -47,8 +46,9 @@ local function claim(index, token)
   elseif not token then
     redis.call('RPUSH', wake, 1)
   end
-  local method = (index - 1) / 2
+  local method = index / 3
   if job then
+    redis.call('ZADD', workers, now + ARGV[2], ARGV[1])
     redis.call('HSET', running, job, entry)
     return {method, entry, now}
   end
@@ -56,7 +56,7 @@ local function claim(index, token)
 end
 
 local tokens, found = {}, nil
-for index = 3, #KEYS, 2 do
+for index = 3, #KEYS, 3 do
   if redis.call('EXISTS', KEYS[index + 1]) == 1 then
     tokens[#tokens + 1] = index
   elseif not found then

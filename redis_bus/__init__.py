@@ -5,11 +5,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .bus import Bus
+    from .dead_letters import DeadLetter
     from .errors import (
         BusError,
         CallTimeout,
         Cancelled,
         ConnectionLost,
+        Deadlock,
+        JobLost,
         NoWorkers,
         ProtocolError,
         QueueFull,
@@ -28,6 +31,9 @@ __all__ = [
     "CallTimeout",
     "Cancelled",
     "ConnectionLost",
+    "DeadLetter",
+    "Deadlock",
+    "JobLost",
     "Method",
     "NoWorkers",
     "ProtocolError",
@@ -39,7 +45,12 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_PLACES = {"AsyncResult": "result", "Bus": "bus", "Method": "method"}
+_PLACES = {
+    "AsyncResult": "result",
+    "Bus": "bus",
+    "DeadLetter": "dead_letters",
+    "Method": "method",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -260,11 +260,12 @@ class Bus:
     # -- looking after ------------------------------------------------------------------------
 
     def stats(self) -> dict[str, dict[str, float]]:
-        """Return per method: calls, hits, joins, errors, queued, workers, latency.
+        """Return per method: calls, hits, joins, errors, lost, dead, queued, workers, latency.
 
         ``calls`` counts all, ``hits`` those answered from the cache, ``joins`` those that shared
-        the run of another, ``errors`` the runs that raised; ``queued`` jobs wait now for
-        ``workers`` alive; ``latency`` is the mean run in seconds.
+        the run of another, ``errors`` the runs that raised, ``lost`` the jobs that were given up
+        with their workers, ``dead`` the letters that are kept of them; ``queued`` jobs wait now
+        for ``workers`` alive; ``latency`` is the mean run in seconds.
         """
         return self._core.drive(directory.stats(self.name))
 

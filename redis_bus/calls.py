@@ -9,32 +9,25 @@ import logging
 import os
 from typing import Any, NamedTuple, Protocol
 
-from . import outcome
+from . import nested, outcome
 from .deadline import Deadline
+from .entries import Mode, parse_entry
 from .errors import (
     BusError,
     CallTimeout,
     Cancelled,
     ConnectionLost,
+    Deadlock,
     NoWorkers,
     ProtocolError,
     QueueFull,
     SerializationError,
+    WorkerLost,
 )
-from .protocol import Mode, parse_entry
+from .steps import Request, Steps, ask
 from .target import Args, Kwargs, Options, ShownCall, Target
 from .transport import is_unreachable
-from .waiting import (
-    FIRST_SLICE_SECONDS,
-    FlightLostError,
-    Request,
-    Steps,
-    Ticket,
-    ask,
-    slice_of,
-    wait,
-    warn_if_nobody,
-)
+from .waiting import FIRST_SLICE_SECONDS, FlightLostError, Ticket, slice_of, wait
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +83,12 @@ def call(source: Source, args: Args, kwargs: Kwargs, options: Options) -> Steps[
         if found is None:
             continue
         if isinstance(found, bytes):
-            return outcome.decode(found, target.serializer, options.allow)
+            try:
+                return outcome.decode(found, target.serializer, options.allow)
+            except WorkerLost as error:
+                # Who noticed that knows the method only.
+                text = str(error).removeprefix(f"{target.name}:")
+                raise WorkerLost(f"{shown}:{text}") from error.__cause__
         cached = parse_entry(found.entry)
         if not outcome.is_error(cached):  # which is never cached
             with contextlib.suppress(ProtocolError, SerializationError):
@@ -108,17 +106,18 @@ def run(source: Source, args: Args, kwargs: Kwargs, options: Options) -> Steps[s
     for _ in range(MAX_TRIES):
         target, key, body = yield from _prepare(source, args, kwargs)
         shown = ShownCall(target.name, args, kwargs)
-        job = new_job_id()
+        job, deadline = new_job_id(), Deadline(options.timeout)
         command = target.route.call(
             job,
             body,
             mode=Mode.RUN,
-            budget_ms=Deadline(options.timeout).left_ms(),
+            budget_ms=deadline.left_ms(),
             key=key,
             fail_fast=options.fail_fast,
         )
+        _, timeout = slice_of(deadline, FIRST_SLICE_SECONDS)
         try:
-            replies = yield Request((command,))
+            replies = yield Request((command,), timeout)
         except ConnectionLost as error:
             raise ConnectionLost(f"{shown}: {error}; it may be enqueued, or not") from error
         match replies:
@@ -156,16 +155,19 @@ def clear_all(source: Source) -> Steps[None]:
 
 def cancel(ticket: Ticket) -> Steps[bool]:
     """Withdraw a job that nobody has taken. Returns whether that came in time."""
-    route, service = ticket.route, ticket.route.service
-    listed = (yield ask(("HGET", service.pending, ticket.job)))[0]
+    route = ticket.route
+    listed = (yield ask(("HGET", route.pending, ticket.job)))[0]
     if listed is None:
         return False
     flight = route.flight(listed[1:]) if listed.startswith(b"k") else None
     cancelled = outcome.encode_error(
         Cancelled(f"{ticket.shown}: cancelled before a worker took it"), trace=""
     )
-    command = service.cancel(ticket.job, flight, cancelled, route.keep_ms)
-    return bool((yield Request((command,)))[0] == b"cancelled")
+    command = route.cancel(ticket.job, flight, cancelled)
+    try:
+        return bool((yield Request((command,)))[0] == b"cancelled")
+    except ConnectionLost as error:
+        raise ConnectionLost(f"{ticket.shown}: {error}; it may be cancelled, or not") from error
 
 
 def _prepare(
@@ -196,7 +198,12 @@ def _call_alone(
     """A call without a cache key: one write, one wait. None: it is to be made again."""
     job, service = new_job_id(), target.route.service
     command = target.route.call(
-        job, body, mode=Mode.WAIT, budget_ms=deadline.left_ms(), fail_fast=options.fail_fast
+        job,
+        body,
+        mode=Mode.WAIT,
+        budget_ms=deadline.left_ms(),
+        fail_fast=options.fail_fast,
+        but=nested.busy_worker(target.route),
     )
     seconds, timeout = slice_of(deadline, FIRST_SLICE_SECONDS)
     status, reply = yield Request((command, service.wait_alone(job, seconds)), timeout)
@@ -207,8 +214,7 @@ def _call_alone(
     if reply is not None:
         return bytes(reply[1])
     ticket = Ticket(target.route, job, status[2], shown)
-    yield from warn_if_nobody(ticket, deadline)
-    return (yield from wait(ticket, deadline, warned=True))
+    return (yield from wait(ticket, deadline, has_waited=True))
 
 
 def _call_keyed(
@@ -221,7 +227,7 @@ def _call_keyed(
     options: Options,
 ) -> Steps[bytes | _Hit | None]:
     """A call with a cache key: only a miss waits. None: it is to be made again."""
-    flight = target.route.flight(key) if target.may_run_twice else None
+    flight, again = target.route.flight(key), target.may_run_twice
     command = target.route.call(
         new_job_id(),
         body,
@@ -229,6 +235,7 @@ def _call_keyed(
         budget_ms=deadline.left_ms(),
         key=key,
         fail_fast=options.fail_fast,
+        but=nested.busy_worker(target.route),
     )
     _, timeout = slice_of(deadline, FIRST_SLICE_SECONDS)
     status = (yield Request((command,), timeout))[0]
@@ -236,9 +243,11 @@ def _call_keyed(
         case [b"hit", bytes(entry)]:
             return _Hit(entry)
         case [b"joined", bytes(leader)]:
-            ticket = Ticket(target.route, leader.decode(), 0, shown, flight)
+            if leader.decode() == nested.current_job():
+                raise Deadlock(f"{shown}: deadlock: it waits for the very job that makes this call")
+            ticket = Ticket(target.route, leader.decode(), 0, shown, flight, again)
         case [b"queued", bytes(own), int(now), *foreign]:
-            ticket = Ticket(target.route, own.decode(), now, shown, flight)
+            ticket = Ticket(target.route, own.decode(), now, shown, flight, again)
             if foreign:
                 logger.warning("%s: its cached value is not ours, and is overwritten", shown)
         case _:
@@ -272,6 +281,11 @@ def _raise_refusal(status: list[Any], target: Target, shown: ShownCall | str) ->
             limit = target.descriptor.max_queue
             jobs = "1 job waits" if limit == 1 else f"{limit} jobs wait"
             raise QueueFull(f"{shown}: {jobs} for {target.name} already (max_queue)")
+        case [b"no_workers"] if nested.busy_worker(target.route):
+            raise Deadlock(
+                f"{shown}: deadlock: the only worker that serves {target.name} is busy with the "
+                f"job that makes this call; start another worker, or call the function itself"
+            )
         case [b"no_workers"]:
             raise NoWorkers(f"{shown}: no worker alive serves {target.name}")
         case [b"stale"]:

@@ -11,6 +11,7 @@ import click
 from . import __version__
 from .cli_call import call, cleanup, clear_cache
 from .cli_common import Exit, describe, exit_code, fail, hide_passwords, opened, url_option
+from .cli_dead import dead
 from .cli_look import ls, ping, stats
 from .cli_serve import serve
 from .cli_target import perhaps_target
@@ -139,7 +140,7 @@ def shell(bus: str, url: str | None) -> None:
         open_console(opened_bus)
 
 
-for command in (serve, demo, ls, call, stats, clear_cache, cleanup, shell, ping):
+for command in (serve, demo, ls, call, stats, dead, clear_cache, cleanup, shell, ping):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from .cli_common import (
     describe,
     exit_code,
     fail,
+    find_method,
     hide_passwords,
     json_option,
     opened,
@@ -66,7 +67,7 @@ def call(
     """
     values, keywords = _parse_arguments(args)
     with opened(bus, url) as opened_bus:
-        remote = _find(opened_bus, method).options(fail_fast=fail_fast)
+        remote = find_method(opened_bus, method).options(fail_fast=fail_fast)
         if timeout is not None:
             remote = remote.options(timeout=timeout)
         try:
@@ -97,7 +98,7 @@ def clear_cache(
         raise click.UsageError("either --all or the arguments of one value")
     values, keywords = _parse_arguments(args)
     with opened(bus, url) as opened_bus:
-        remote = _find(opened_bus, method)
+        remote = find_method(opened_bus, method)
         try:
             if all_values:
                 _clear_all(opened_bus, remote, yes=yes)
@@ -165,13 +166,6 @@ def _parse_value(text: str) -> Any:
 
 def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(text)
-
-
-def _find(bus: Bus, name: str) -> Method[..., Any]:
-    try:
-        return bus[name]
-    except KeyError as error:
-        fail(str(error.args[0]), Exit.USAGE)
 
 
 def _fail_for(error: Exception, *, as_json: bool) -> NoReturn:

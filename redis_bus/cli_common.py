@@ -18,6 +18,7 @@ from .address import hide_password
 from .bus import Bus
 from .embedded import EmbeddedUnavailable, how_to_install
 from .errors import BusError, CallTimeout, ConnectionLost, NoWorkers
+from .method import Method
 from .transport import NO_REDIS, WAYS_OUT
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -107,6 +108,19 @@ def confirm(question: str) -> bool:
 def print_json(value: object) -> None:
     """Print a value that JSON has, for people and programs alike."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def find_method(bus: Bus, name: str) -> Method[..., Any]:
+    """Return a method of a bus; a name that it does not have is exit code 2."""
+    try:
+        return bus[name]
+    except KeyError as error:
+        fail(str(error.args[0]), Exit.USAGE)
+
+
+def count(number: int, noun: str) -> str:
+    """Return '1 worker', '2 workers'."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def first_line(text: str | None) -> str:

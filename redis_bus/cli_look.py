@@ -12,7 +12,7 @@ import click
 
 from . import directory, signature
 from .bus import Bus
-from .cli_common import first_line, json_option, opened, print_json, url_option
+from .cli_common import count, first_line, json_option, opened, print_json, url_option
 from .descriptor import Descriptor
 from .errors import BusError, ProtocolError
 from .protocol import Service
@@ -56,7 +56,7 @@ def _matches(name: str, pattern: str | None) -> bool:
 
 def _say_nothing_found(bus: str, pattern: str | None, known: int) -> None:
     if known:
-        click.echo(f"bus {bus!r}: none of its {_count(known, 'method')} matches {pattern!r}")
+        click.echo(f"bus {bus!r}: none of its {count(known, 'method')} matches {pattern!r}")
     else:
         click.echo(f"bus {bus!r} has no methods: nothing was served on it yet")
 
@@ -87,7 +87,7 @@ def _signature(descriptor: Descriptor) -> str:
 def _print_methods(methods: Sequence[Listed]) -> None:
     """Two lines a method: signatures and docstrings are too long for columns of a table."""
     for one in methods:
-        facts = [_count(one.workers, "worker"), f"{one.queued} queued"]
+        facts = [count(one.workers, "worker"), f"{one.queued} queued"]
         if one.cache_key is not None:
             facts.insert(0, f"cache_key={one.cache_key!r}")
         head = click.style(one.name, bold=True) + one.signature
@@ -102,7 +102,7 @@ def _print_methods(methods: Sequence[Listed]) -> None:
 @json_option
 @url_option
 def stats(bus: str, pattern: str | None, as_json: bool, url: str | None) -> None:
-    """Show the counters of BUS: calls, cache hits, errors, queues, workers, latency.
+    """Show the counters of BUS: calls, cache hits, errors, lost jobs, queues, workers, latency.
 
     PATTERN chooses methods, such as 'math_*'. Latency is the mean of a run; in JSON, in seconds.
     """
@@ -121,7 +121,7 @@ def stats(bus: str, pattern: str | None, as_json: bool, url: str | None) -> None
     if not chosen:
         _say_nothing_found(bus, pattern, len(counted))
         return
-    heads = ["calls", "hits", "joins", "errors", "queued", "workers"]
+    heads = ["calls", "hits", "joins", "errors", "lost", "dead", "queued", "workers"]
     rows = [["method", *heads, "latency"]]
     for name, fields in chosen:
         numbers = [str(int(fields[head])) for head in heads]
@@ -170,7 +170,7 @@ def ping(bus: str | None, as_json: bool, url: str | None) -> None:
         return
     click.echo(f"{server} {version} at {address}: {latency_ms:.2f} ms")
     if bus is not None:
-        click.echo(f"bus {bus!r}: {_count(methods, 'method')}, {_count(workers, 'worker')} alive")
+        click.echo(f"bus {bus!r}: {count(methods, 'method')}, {count(workers, 'worker')} alive")
 
 
 def _measure_ms(bus: Bus) -> float:
@@ -206,7 +206,3 @@ def _count_workers(bus: Bus) -> int:
         key = Service(bus.name, prefix).workers
         alive.update(bus._core.transport.ask(("ZRANGEBYSCORE", key, now_ms, "+inf"))[0])
     return len(alive)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

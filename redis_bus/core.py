@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import codec, directory
 from .descriptor import Descriptor
-from .errors import ConnectionLost, ProtocolError
+from .errors import BusError, ProtocolError
 from .registration import Registration
+from .steps import Steps
 from .target import Target
 from .transport import Transport
-from .waiting import Steps
 
 if TYPE_CHECKING:
     from .method import Method
@@ -38,12 +39,16 @@ class Core:
         try:
             request = next(steps)
             while True:
+                if request.pause:
+                    time.sleep(request.pause)
                 try:
-                    if request.may_repeat:
-                        replies = transport.ask(*request.commands)
+                    if not request.commands:
+                        replies = []
+                    elif request.may_repeat:
+                        replies = transport.ask(*request.commands, timeout=request.timeout)
                     else:
                         replies = transport.exchange(*request.commands, timeout=request.timeout)
-                except ConnectionLost as error:
+                except BusError as error:
                     request = steps.throw(error)
                 else:
                     request = steps.send(replies)

@@ -8,8 +8,8 @@ from typing import Any
 from .descriptor import Descriptor, from_json
 from .errors import BusError, ProtocolError
 from .protocol import Command, Route, Service, bus_pattern, methods_key
+from .steps import Steps, ask
 from .target import Target
-from .waiting import Steps, ask
 
 logger = logging.getLogger(__name__)
 SCAN_COUNT = 1000
@@ -94,7 +94,8 @@ def stats(bus: str) -> Steps[dict[str, dict[str, float]]]:
     for descriptor in descriptors:
         service = Service(bus, descriptor.service)
         route = Route(service, descriptor.name)
-        fields, state = yield ask(("HGETALL", route.stats), route.state("", 0))
+        counters, size = ("HGETALL", route.stats), ("LLEN", route.dead)
+        fields, state, dead = yield ask(counters, route.state("", 0), size)
         counted = {n.decode(errors="replace"): _as_count(v) for n, v in as_pairs(fields)}
         hits, joins = counted.get("hits", 0), counted.get("joins", 0)
         runs = counted.get("runs", 0)
@@ -103,6 +104,8 @@ def stats(bus: str) -> Steps[dict[str, dict[str, float]]]:
             "hits": hits,
             "joins": joins,
             "errors": counted.get("errors", 0),
+            "lost": counted.get("lost", 0),
+            "dead": dead,
             "queued": state[1],
             "workers": state[0],
             "latency": round(counted.get("run_us", 0) / runs / 1e6, 6) if runs else 0.0,

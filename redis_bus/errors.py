@@ -19,6 +19,14 @@ class WorkerLost(BusError):
     """The worker that ran the call died before it replied."""
 
 
+class JobLost(BusError):
+    """Redis knows nothing of the job any more: it lost its data, or the key was deleted."""
+
+
+class Deadlock(BusError):
+    """A job calls a method that only its own worker serves, which is busy with that job."""
+
+
 class QueueFull(BusError):
     """The method's queue holds ``max_queue`` jobs already; nothing was enqueued."""
 

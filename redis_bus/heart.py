@@ -14,6 +14,7 @@ from .directory import publish
 from .errors import BusError, ProtocolError
 from .protocol import LEASE_MS, methods_key
 from .stop_flag import StopFlag
+from .sweep import sweep
 from .target import Target
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 # Four beats fit in a lease: three may be late or lost before the worker counts as dead.
 BEAT_SECONDS = LEASE_MS / 1000 / 4
 UNBLOCK_SECONDS = 0.05
+# How long a worker that leaves waits for a Redis that does not answer: its lease ends anyway.
+LEAVE_SECONDS = 2.0
 
 
 class Heart:
@@ -35,6 +38,7 @@ class Heart:
         self._targets = {target.name: target for target in targets}
         self._stopping = stopping
         self._ended = threading.Event()
+        self._retired = False
         self._thread = threading.Thread(target=self._run, name="redis_bus heart", daemon=True)
         self._others: dict[str, str] = {}
 
@@ -43,6 +47,9 @@ class Heart:
 
         Raises ConnectionLost where Redis cannot be reached.
         """
+        worker = self._worker
+        for dead in worker.succeeds:
+            worker.core.transport.ask(*worker.post.lapse(dead))
         self._beat()
         self._thread.start()
 
@@ -52,7 +59,7 @@ class Heart:
         self._stopping.set()
         self._thread.join()
         try:
-            self._worker.core.transport.ask(self._worker.post.leave())
+            self._worker.core.transport.ask(self._worker.post.leave(), timeout=LEAVE_SECONDS)
         except BusError as error:
             logger.warning("worker %s: it cannot say that it leaves: %s", self._worker.id, error)
 
@@ -66,6 +73,7 @@ class Heart:
                 next_beat = time.monotonic() + BEAT_SECONDS
                 healthy = self._try_to_beat(healthy)
             if self._stopping.is_set():
+                self._retire()
                 self._unblock()
                 self._ended.wait(UNBLOCK_SECONDS)
             else:
@@ -82,20 +90,25 @@ class Heart:
         return True
 
     def _beat(self) -> None:
-        current = self._worker.current
-        flights = [current] if current else []
-        lost = self._worker.core.transport.ask(self._worker.post.beat(flights))[0]
+        """Renew the lease, see what is claimed, and look after workers whose lease has ended."""
+        worker, core, post = self._worker, self._worker.core, self._worker.post
+        current = worker.claims.current
+        beat = post.beat([current] if current else [], serves=not self._retired)
+        held = ("HKEYS", post.running)
+        lost, claimed = core.transport.ask(beat, held, timeout=BEAT_SECONDS)
         if lost:
-            logger.info("worker %s: put back %d lost wake tokens", self._worker.id, lost)
+            logger.info("worker %s: put back %d lost wake tokens", worker.id, lost)
+        worker.claims.give_back_lost(claimed)
+        core.drive(sweep(core.name, post.service, BEAT_SECONDS))
 
     def _look_after_registry(self) -> None:
         """Publish again what is gone: a cleanup, an empty Redis; notice other services."""
         names = list(self._targets)
         worker = self._worker
         service = worker.post.service
-        listed, meta = worker.core.transport.ask(
-            ("HMGET", methods_key(worker.core.name), *names), ("HMGET", service.meta, *names)
-        )
+        registry = ("HMGET", methods_key(worker.core.name), *names)
+        current = ("HMGET", service.meta, *names)
+        listed, meta = worker.core.transport.ask(registry, current, timeout=BEAT_SECONDS)
         again = []
         for name, data, field in zip(names, listed, meta, strict=True):
             if data is None:
@@ -128,13 +141,24 @@ class Heart:
             )
         return etag
 
+    def _retire(self) -> None:
+        """Leave the list of those who serve: the job that runs may take long, no other is taken."""
+        if self._retired:
+            return
+        self._retired = True
+        try:
+            self._worker.core.transport.ask(*self._worker.post.retire(), timeout=LEAVE_SECONDS)
+        except BusError as error:
+            logger.debug("worker %s: cannot say that it stops: %s", self._worker.id, error)
+
     def _unblock(self) -> None:
         """End the worker's wait, so that it sees that it shall stop; its next wait too."""
         client = self.waiting
         if client is None:
             return
         try:
-            self._worker.core.transport.ask(("CLIENT", "UNBLOCK", client))
+            unblock = ("CLIENT", "UNBLOCK", client)
+            self._worker.core.transport.ask(unblock, timeout=LEAVE_SECONDS)
         except BusError as error:
             # It stops at the end of its slice then.
             logger.debug("worker %s: cannot be unblocked: %s", self._worker.id, error)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-from . import calls
+from . import calls, dead_letters
+from .dead_letters import DeadLetter
 from .deadline import check_seconds
 from .result import AsyncResult
+from .steps import Steps
 from .target import Options, Target, empty_signature
-from .waiting import Steps
 
 if TYPE_CHECKING:
     from .core import Core
@@ -110,6 +111,14 @@ class Method(Generic[P, R]):
         Raises TypeError where the method has no cache_key.
         """
         self._core.drive(calls.clear_all(self))
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """Return the jobs of the method that were given up, oldest first, at most 1,000.
+
+        A job is given up after its workers died of it: one that may run twice after three
+        attempts, a `run` of any other after one.
+        """
+        return dead_letters.dead_letters(self._core, self.target)
 
     @property
     def cache_key(self) -> str | bool | None:

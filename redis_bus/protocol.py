@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any, NamedTuple, cast
 
 import hiredis
 
 from . import scripts
+from .entries import Job, Mode
 from .errors import ProtocolError
 
 Command = tuple[bytes | str | int | float, ...]
@@ -22,8 +22,13 @@ Command = tuple[bytes | str | int | float, ...]
 LEASE_MS = 10_000
 # A flight lasts its budget, but never longer than this, and a lease: a key is never stuck.
 FLIGHT_CAP_MS = 60_000
-# How often a job that may be repeated is run, where its workers die.
-MAX_ATTEMPTS = 3
+# A flight outlives its worker's lease, so that a job that is given away finds its own.
+HOLD_MS = 3 * LEASE_MS
+# Where nobody looked for ended leases for that long, Redis may have stood still meanwhile.
+GAP_MS = 7_000
+# How many workers whose lease has ended one sweep looks after.
+SWEPT_AT_ONCE = 10
+DEAD_LETTERS_KEPT = 1000
 # A blocking command is sent for at most this long, so that a dead socket, a failover or a lost
 # worker is noticed.
 SLICE_SECONDS = 5.0
@@ -34,19 +39,6 @@ ERROR_TAG = b"e"
 MOVED_TAG = b">"
 # hiredis annotates a tuple of any length as one of length 1.
 _pack: Callable[[Command], bytes] = cast(Any, hiredis.pack_command)
-_ENTRY_LINE = re.compile(rb"\d+ \d+\n", re.ASCII)
-
-
-class Mode(str, Enum):
-    """What the caller of a job does: it decides who reads the outcome, and how long it is kept."""
-
-    WAIT = "wait"  # blocks on the reply list in the same write; the only reader
-    CALL = "call"  # of a method with a cache key; others may join it
-    RUN = "run"  # comes back for the outcome, any number of times
-    REFRESH = "refresh"  # nobody: the value was stale and its caller has been served
-
-
-_MODES = {mode.value: mode for mode in Mode}
 
 
 def check_bus_name(name: str) -> str:
@@ -121,8 +113,8 @@ class Service:
         return f"{self.base}workers"
 
     @property
-    def pending(self) -> str:
-        return f"{self.base}pending"
+    def swept(self) -> str:
+        return f"{self.base}swept"
 
     def running(self, worker: str) -> str:
         return f"{self.base}running:{worker}"
@@ -133,9 +125,17 @@ class Service:
     def publish(self, method: str, etag: str, shape: str) -> Command:
         return evalsha("publish", [self.meta], method, etag, shape)
 
-    def cancel(self, job: str, flight: bytes | None, outcome: bytes, keep_ms: int) -> Command:
-        keys: list[bytes | str] = [self.pending, self.reply(job)]
-        return evalsha("cancel", keys + ([flight] if flight else []), job, outcome, keep_ms)
+    def sweep(self) -> Command:
+        """Find the workers whose lease has ended."""
+        return evalsha("sweep", [self.workers, self.swept], LEASE_MS, GAP_MS, SWEPT_AT_ONCE)
+
+    def claims(self, worker: str) -> Command:
+        """Look what a worker whose lease has ended still holds."""
+        return evalsha("claims", [self.workers, self.running(worker)], worker)
+
+    def lapse(self, worker: str) -> Command:
+        """End the lease of a worker that is known to be dead."""
+        return ("ZADD", self.workers, "XX", 0, worker)
 
     def wait_alone(self, job: str, seconds: float) -> Command:
         """The wait of a job's only reader: it takes the outcome away."""
@@ -173,6 +173,7 @@ class Route:
         self.wake = f"{base}wake:{method}"
         self.serving = f"{base}serving:{method}"
         self.stats = f"{base}stats:{method}"
+        self.pending = f"{base}pending:{method}"
         self.dead = f"{base}dead:{method}"
         self._cache = f"{base}cache:{method}:".encode()
         self._flight = f"{base}flight:{method}:".encode()
@@ -181,7 +182,7 @@ class Route:
         keys = (service.meta, self.stats, self.queue, self.wake)
         self._plain_call = ("EVALSHA", sha, 7, *keys)
         self._keyed_call = ("EVALSHA", sha, 9, *keys)
-        self._call_rest = (service.pending, self.serving)
+        self._call_rest = (self.pending, self.serving)
         self._call_args = (method, etag)
         self._limit = 0 if max_queue is None else max_queue
         self._tries = tries
@@ -201,10 +202,15 @@ class Route:
         budget_ms: int,
         key: bytes | None = None,
         fail_fast: bool = False,
+        but: str | None = None,
     ) -> Command:
-        """Answer from the cache, join the flight, or enqueue. ``budget_ms`` 0: no deadline."""
+        """Answer from the cache, join the flight, or enqueue. ``budget_ms`` 0: no deadline.
+
+        It is refused where no worker alive serves the method: with ``fail_fast``; and with
+        ``but``, a worker that is not counted.
+        """
         args = (
-            job, budget_ms, mode.value, self._limit, 1 if fail_fast else 0, self._tries,
+            job, budget_ms, mode.value, self._limit, but or (1 if fail_fast else 0), self._tries,
             self.keep_ms, LEASE_MS, FLIGHT_CAP_MS, b"" if key is None else key, body,
         )  # fmt: skip
         reply = self._reply + job
@@ -223,58 +229,39 @@ class Route:
     def clear_all(self) -> Command:
         return evalsha("clear_all", [self.service.meta], self.method)
 
-    def state(self, job: str, enqueued_ms: int) -> Command:
-        return evalsha("state", [self.queue, self.serving], job, enqueued_ms)
+    def state(self, job: str, enqueued_ms: int, workers: Iterable[str] = ()) -> Command:
+        """Ask how a method is served, and where a job is; ``workers`` may have claimed it."""
+        keys = [self.queue, self.serving, *map(self.service.running, workers)]
+        return evalsha("state", keys, job, enqueued_ms)
 
+    def cancel(self, job: str, flight: bytes | None, outcome: bytes) -> Command:
+        keys: list[bytes | str] = [self.pending, self.service.reply(job)]
+        return evalsha("cancel", keys + ([flight] if flight else []), job, outcome, self.keep_ms)
 
-class Job(NamedTuple):
-    """A claimed job, as its queue entry has it; times are the server's, in ms."""
+    def reclaim(self, worker: str, job: str, key: bytes | None, outcome: bytes) -> Command:
+        """Give a job away whose worker's lease has ended, or fail it with an outcome."""
+        service = self.service
+        keys: list[bytes | str] = [service.workers, service.running(worker), self.queue, self.wake]
+        keys += [self.pending, service.reply(job), self.stats, self.dead]
+        keys += [] if key is None else [self.flight(key)]
+        times = (max(self.keep_ms, LEASE_MS), LEASE_MS, LEASE_MS, FLIGHT_CAP_MS)
+        return evalsha("reclaim", keys, worker, job, outcome, *times, DEAD_LETTERS_KEPT)
 
-    id: str
-    method: str
-    attempt: int
-    tries: int
-    deadline_ms: int  # 0: none
-    enqueued_ms: int
-    etag: str
-    mode: Mode
-    generation: str
-    key: bytes | None
-    body: bytes
+    def bury(self, worker: str, entry: bytes, job: str | None = None) -> Command:
+        """Put bytes that are no job to the dead letters; ``job``: as which they were claimed."""
+        keys = [self.dead] + ([] if job is None else [self.service.running(worker)])
+        claimed = [] if job is None else [job]
+        return evalsha("bury", keys, worker, entry, DEAD_LETTERS_KEPT, *claimed)
 
+    def letters(self) -> Command:
+        return ("LRANGE", self.dead, 0, -1)
 
-def parse_job(entry: bytes) -> Job:
-    """Return the job in a queue entry. Raises ProtocolError for bytes that are not ours."""
-    head, _, rest = entry.partition(b"\n")
-    try:
-        parts = head.decode().split(" ")
-        job, attempt, tries, deadline, enqueued, etag, mode, generation, size, method = parts
-        length = 0 if size == "-" else int(size)
-        if not 0 <= length <= len(rest):
-            raise ValueError(size)
-        return Job(
-            id=job,
-            method=method,
-            attempt=int(attempt),
-            tries=int(tries),
-            deadline_ms=int(deadline),
-            enqueued_ms=int(enqueued),
-            etag=etag,
-            mode=_MODES[mode],
-            generation=generation,
-            key=None if size == "-" else rest[:length],
-            body=rest[length:],
-        )
-    except (ValueError, KeyError):
-        raise ProtocolError(f"a queue entry that is no job: {entry[:60]!r}") from None
+    def drop_letter(self, raw: bytes) -> Command:
+        return ("LREM", self.dead, 1, raw)
 
-
-def parse_entry(entry: bytes) -> bytes:
-    """Return the outcome in a cached entry. Raises ProtocolError for bytes that are not ours."""
-    line = _ENTRY_LINE.match(entry)
-    if not line:
-        raise ProtocolError(f"a cached value that is not ours: {entry[:60]!r}")
-    return entry[line.end() :]
+    def retry_letter(self, raw: bytes, entry: bytes, job: str) -> Command:
+        keys = [self.dead, self.queue, self.wake, self.pending, self.service.reply(job)]
+        return evalsha("retry", keys, raw, entry)
 
 
 class Claim(NamedTuple):
@@ -311,10 +298,10 @@ class Post:
         return ("BLPOP", *(route.wake for route in order), seconds)
 
     def take(self, order: Sequence[Route]) -> Command:
-        keys: list[bytes | str] = [self.running, self.service.pending]
+        keys: list[bytes | str] = [self.running, self.service.workers]
         for route in order:
-            keys += [route.queue, route.wake]
-        return evalsha("take", keys)
+            keys += [route.queue, route.wake, route.pending]
+        return evalsha("take", keys, self.worker, LEASE_MS)
 
     def parse_take(self, reply: object, order: Sequence[Route]) -> Claim | None:
         """Return what `take` claimed, None for nothing. Raises ProtocolError for other replies."""
@@ -355,33 +342,45 @@ class Post:
         assert job.key is not None
         keys: list[bytes | str] = [self.running, self.service.reply(job.id), self.service.meta]
         keys += [route.cache(job.key), route.flight(job.key)]
-        args = (job.generation, job.deadline_ms, LEASE_MS, max(route.keep_ms, LEASE_MS))
+        args = (job.generation, job.deadline_ms, HOLD_MS, max(route.keep_ms, LEASE_MS))
         return evalsha("admit", keys, job.id, route.method, *args)
 
     def release(self, route: Route, job: str) -> Command:
-        keys = [self.running, route.queue, route.wake, self.service.pending]
-        return evalsha("release", keys, job)
+        keys = [self.running, route.queue, route.wake, route.pending]
+        return evalsha("release", keys, job, FLIGHT_CAP_MS + LEASE_MS)
 
-    def beat(self, flights: Sequence[tuple[Route, Job]]) -> Command:
-        """Renew the lease, for what is served and for the flights of the jobs that run."""
-        return self._beat(LEASE_MS, [(r, job) for r, job in flights if job.key is not None])
+    def beat(self, flights: Sequence[tuple[Route, Job]], *, serves: bool = True) -> Command:
+        """Renew the lease, for what it ``serves`` and for the flights of the jobs that run."""
+        keyed = [(route, job) for route, job in flights if job.key is not None]
+        return self._beat(LEASE_MS, self.routes if serves else [], keyed)
+
+    def retire(self) -> list[Command]:
+        """Serve nothing any more, though the lease goes on for the job that runs."""
+        return [("ZREM", route.serving, self.worker) for route in self.routes]
+
+    def lapse(self, worker: str) -> list[Command]:
+        """End the lease of another worker of these methods, which is known to be dead."""
+        served: list[Command] = [("ZREM", route.serving, worker) for route in self.routes]
+        return [*served, self.service.lapse(worker)]
 
     def leave(self) -> Command:
         """End the lease at once."""
-        return self._beat(0, [])
+        return self._beat(0, self.routes, [])
 
-    def _beat(self, lease_ms: int, flights: Sequence[tuple[Route, Job]]) -> Command:
-        keys: list[bytes | str] = [self.service.workers]
-        for route in self.routes:
+    def _beat(
+        self, lease_ms: int, served: Sequence[Route], flights: Sequence[tuple[Route, Job]]
+    ) -> Command:
+        keys: list[bytes | str] = [self.service.workers, self.running]
+        for route in served:
             keys += [route.queue, route.wake, route.serving]
         keys += [route.flight(job.key or b"") for route, job in flights]
         jobs = [job.id for _, job in flights]
-        return evalsha("beat", keys, self.worker, lease_ms, len(self.routes), *jobs)
+        return evalsha("beat", keys, self.worker, lease_ms, HOLD_MS, len(served), *jobs)
 
 
 def needs_admission(job: Job, now_ms: int) -> bool:
-    """Whether a claimed job waited so long that its key's flight may be another's by now."""
+    """Whether the key of a claimed job may be another's by now: it is late, or was given away."""
     if job.key is None:
         return False
     late = 0 < job.deadline_ms < now_ms
-    return late or now_ms > job.enqueued_ms + FLIGHT_CAP_MS
+    return late or job.attempt > 1 or now_ms > job.enqueued_ms + FLIGHT_CAP_MS

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from . import codec, deadline, outcome
+from . import codec, deadline, nested, outcome
+from .entries import Job
 from .errors import BusError, ProtocolError, SerializationError, WorkerLost
-from .protocol import Job
 from .registration import Registration
 from .stop_flag import StopNow
 from .target import ShownCall, Target
@@ -70,11 +70,12 @@ class Runner:
         """How long after that they are served while they are refreshed."""
         return self._served[name].stale_ms
 
-    def run(self, name: str, job: Job, left: float | None) -> bytes:
+    def run(self, name: str, job: Job, left: float | None, host: nested.Host) -> bytes:
         """Run a method for a job and return the outcome.
 
-        ``left``: seconds until the caller gives up, which nested calls inherit. Raises StopNow,
-        and nothing else: whatever the function raises is an outcome.
+        ``left``: seconds until the caller gives up, which nested calls inherit. ``host``: whose
+        other jobs wait meanwhile. Raises StopNow, and nothing else: whatever the function raises
+        is an outcome.
         """
         served = self._served[name]
         serializer = served.target.serializer
@@ -84,7 +85,9 @@ class Runner:
             shown = ShownCall(name, tuple(args), kwargs)
             if job.etag != served.target.etag:
                 _check_fit(served.target, args, kwargs)
-            value = contextvars.copy_context().run(self._call, served.function, args, kwargs, left)
+            value = contextvars.copy_context().run(
+                self._call, served.function, args, kwargs, left, host
+            )
             return codec.encode(value, serializer, root="result")
         except StopNow:
             raise
@@ -139,8 +142,10 @@ class Runner:
         args: list[Any],
         kwargs: dict[str, Any],
         left: float | None,
+        host: nested.Host,
     ) -> Any:
         deadline.inherit(left)
+        nested.runs_on(host)
         try:
             self._running = True
             value = function(*args, **kwargs)

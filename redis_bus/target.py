@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from . import cache_key, codec, signature
 from .descriptor import Descriptor
+from .entries import MAX_ATTEMPTS
 from .errors import BusError, ProtocolError, SerializationError
-from .protocol import MAX_ATTEMPTS, Route, Service, check_method_name, check_prefix
+from .protocol import Route, Service, check_method_name, check_prefix
 
 _SHOWN_CHARACTERS = 80
 Args = tuple[object, ...]

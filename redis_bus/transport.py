@@ -28,6 +28,7 @@ LOAD_TRIES = 10
 PASSING = ("UNBLOCKED", "READONLY", "You can't write against a read only", "MASTERDOWN")
 
 NO_REDIS = "no Redis at"
+NO_TLS = "no TLS connection to Redis at"
 WAYS_OUT = "start one, or say where it is with url= or REDIS_BUS_URL"
 # Errors that are answers: it is a Redis, but not for us, or not yet.
 REFUSALS = (
@@ -108,6 +109,7 @@ class Transport:
         settings.update(retry=no_retry, retry_on_error=[], retry_on_timeout=False)
         check_settings(pool.connection_class, settings)
         self._connect: Callable[[], Any] = lambda: pool.connection_class(**settings)
+        self._tls = settings if issubclass(pool.connection_class, redis.SSLConnection) else None
         self._idle: list[Link] = []
         self._pid = os.getpid()
         self.address = describe_address(settings)
@@ -141,7 +143,7 @@ class Transport:
                 if str(error).startswith(PASSING):
                     text = f"Redis at {self.address} cannot do this now: {error}"
                     raise ConnectionLost(text) from error
-                raise BusError(f"Redis at {self.address} refused: {error}") from error
+                raise BusError(f"Redis at {self.address} {_refusal(error)}") from error
             except (redis.RedisError, OSError) as error:
                 link.close()
                 raise self.lost(error) from error
@@ -152,15 +154,15 @@ class Transport:
             return replies
         raise BusError(f"Redis at {self.address} forgets its scripts faster than they are loaded")
 
-    def ask(self, *commands: Command) -> list[Any]:
+    def ask(self, *commands: Command, timeout: float = READ_SECONDS) -> list[Any]:
         """Like `exchange`, for commands that do no harm when they are sent twice."""
         try:
-            return self.exchange(*commands)
+            return self.exchange(*commands, timeout=timeout)
         except ConnectionLost as error:
             if is_unreachable(error):
                 raise
         # Not within the `except`: the first error would be told with the second.
-        return self.exchange(*commands)
+        return self.exchange(*commands, timeout=timeout)
 
     def load_scripts(self) -> None:
         """Make every script of ours known to Redis."""
@@ -214,6 +216,10 @@ class Transport:
 
     def lost(self, error: BaseException, *, connecting: bool = False) -> ConnectionLost:
         """Return the error that says, in words, what became of the connection."""
+        if connecting and self._tls is not None:
+            reason = _explain_tls(error, self._tls)
+            if reason:
+                return ConnectionLost(f"{NO_TLS} {self.address} ({reason})")
         return ConnectionLost(_explain(error, self.address, connecting=connecting))
 
     def close(self) -> None:
@@ -224,7 +230,27 @@ class Transport:
 
 def is_unreachable(error: ConnectionLost) -> bool:
     """Whether no connection could be made at all, so that nothing was sent."""
-    return str(error).startswith(NO_REDIS)
+    return str(error).startswith((NO_REDIS, NO_TLS))
+
+
+def _explain_tls(error: BaseException, settings: dict[str, Any]) -> str | None:
+    """Return why there is no TLS connection; None where that is not for TLS."""
+    files = [settings.get(name) for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")]
+    for file in files:
+        if file and not os.access(file, os.R_OK):
+            return f"{file} cannot be read"
+    system = _system_error(error)
+    if isinstance(system, ssl.SSLEOFError):
+        return "it hung up: does it ask for a certificate, or for another one? See ssl_certfile"
+    if isinstance(system, ssl.SSLError) or isinstance(error, redis.TimeoutError):
+        return _reason(error, system)
+    return None
+
+
+def _refusal(error: redis.ResponseError) -> str:
+    if isinstance(error, redis.exceptions.OutOfMemoryError):
+        return f"is out of memory: {error}"
+    return f"refused: {error}"
 
 
 def _explain(error: BaseException, address: str, *, connecting: bool) -> str:
@@ -234,8 +260,6 @@ def _explain(error: BaseException, address: str, *, connecting: bool) -> str:
         return f"what listens at {address} is no Redis ({reason})"
     if isinstance(error, REFUSALS):
         return f"Redis at {address} refuses us: {reason}"
-    if isinstance(system, ssl.SSLError) and connecting:
-        return f"no TLS connection to Redis at {address} ({reason})"
     if connecting and (" connecting to " in str(error) or isinstance(error, NOT_FOUND)):
         return f"{NO_REDIS} {address} ({reason}); {WAYS_OUT}"
     return f"the connection to Redis at {address} was lost ({reason})"

@@ -1,48 +1,39 @@
-"""Waiting for a job's outcome: the steps, with no I/O in them, and what a late call is told.
-
-Steps are generators: each yields what to send, a `Request`, and is sent the replies. `Bus` drives
-them over blocking connections; any other transport can do the same. A lost connection is thrown
-into them as ConnectionLost, where they decide what may be repeated.
-"""
+"""Waiting for a job's outcome: slice by slice, and what a call is told that waits in vain."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
 
+from . import nested
 from .deadline import Deadline
-from .errors import BusError, CallTimeout, ConnectionLost, NoWorkers, ProtocolError
-from .protocol import MOVED_TAG, SLICE_SECONDS, Command, Route
+from .errors import (
+    BusError,
+    CallTimeout,
+    ConnectionLost,
+    JobLost,
+    NoWorkers,
+    ProtocolError,
+)
+from .protocol import MOVED_TAG, SLICE_SECONDS, Route
+from .steps import Request, Steps, ask
+from .sweep import sweep
 from .target import ShownCall
-from .transport import READ_SECONDS, is_unreachable
+from .transport import READ_SECONDS
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 # The first wait is short: after it, a caller whom nobody serves is told so in the log.
 FIRST_SLICE_SECONDS = 1.0
 # How often an outcome may be another job's, before that counts as bytes that are not ours.
 MAX_MOVES = 10
-# How often a connection may be lost in one wait.
-MAX_LOSSES = 5
-
-
-class Request(NamedTuple):
-    """Commands to send in one write, and how long to wait for each reply (s)."""
-
-    commands: tuple[Command, ...]
-    timeout: float = READ_SECONDS
-    may_repeat: bool = False  # whether it does no harm to send them twice
-
-
-def ask(*commands: Command) -> Request:
-    """Return a request that is sent again, once, where its connection turns out to be dead."""
-    return Request(commands, may_repeat=True)
-
-
-Steps = Generator[Request, list[Any], T]
+# How long a waiting call bears that Redis is away, and how it tries to reach it meanwhile (s).
+AWAY_SECONDS = 30.0
+BACKOFF_SECONDS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+# After that long, and then after twice as long each time, a waiting call looks for its job (s).
+FIRST_SEARCH_SECONDS = 5.0
+# A wait that is to end with another's lease ends a little later (s).
+AFTER_LEASE_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,54 +44,138 @@ class Ticket:
     job: str
     enqueued_ms: int
     shown: ShownCall | str
-    flight: bytes | None = None  # the key in Redis, where the call can be made again if it is lost
+    flight: bytes | None = None  # the key in Redis that names the job, where it has a cache key
+    may_run_twice: bool = False
 
 
-def wait(ticket: Ticket, deadline: Deadline, *, warned: bool = False) -> Steps[bytes]:
+class FlightLostError(Exception):
+    """Nothing is left in Redis of what a call waits for; it can be made again."""
+
+
+def wait(ticket: Ticket, deadline: Deadline, *, has_waited: bool = False) -> Steps[bytes]:
     """Wait for a job's outcome as one of many readers, and return it.
 
-    Unless ``warned``, the first wait is short, and the log tells of a method nobody serves.
+    The first slice is short; ``has_waited``: it is over. After it the log tells of a method nobody
+    serves; after each, the call looks after workers that died, and whether its job is still known.
     """
-    job, service, moves, losses = ticket.job, ticket.route.service, 0, 0
+    watch, longest = _Watch(ticket, deadline), FIRST_SLICE_SECONDS
+    service, moves, away = ticket.route.service, 0, _Away()
     while True:
-        seconds, timeout = slice_of(deadline, SLICE_SECONDS if warned else FIRST_SLICE_SECONDS)
         is_late = deadline.left() == 0.0
-        command = service.look(job) if is_late else service.wait_shared(job, seconds)
         try:
+            if has_waited and not is_late:
+                longest = yield from watch.look_around()
+                has_waited = False
+            seconds, timeout = slice_of(deadline, longest)
+            look = service.look(watch.job)
+            command = look if is_late else service.wait_shared(watch.job, seconds)
             reply = (yield Request((command,), timeout))[0]
         except ConnectionLost as error:
             # The outcome is read without taking it, so it survives that.
-            losses += 1
-            if is_late or losses == MAX_LOSSES or is_unreachable(error):
+            pause = away.pause(deadline)
+            if is_late or pause is None:
                 raise
+            logger.debug("%s: %s; trying again", ticket.shown, error)
+            yield Request((), pause=pause)
             continue
+        away = _Away()
         if reply is None and is_late:
             raise (yield from _too_late(ticket, deadline))
         if reply is None:
-            if not warned:
-                yield from warn_if_nobody(ticket, deadline)
-            warned = True
-            if ticket.flight is not None:
-                yield from _check_flight(ticket, job)
+            has_waited = True
         elif reply.startswith(MOVED_TAG):
-            job, moves = _moved_to(reply, ticket, moves)
+            watch.job, moves = _moved_to(reply, ticket, moves)
         else:
             return bytes(reply)
 
 
-class FlightLostError(Exception):
-    """Nothing is left in Redis of what a call waits for."""
+class _Away:
+    """How long Redis has been away, and how long to wait before it is tried again."""
+
+    def __init__(self) -> None:
+        self._tries = 0
+        self._passed = Deadline(AWAY_SECONDS)
+
+    def pause(self, deadline: Deadline) -> float | None:
+        if self._passed.left() == 0.0:
+            return None
+        seconds = BACKOFF_SECONDS[min(self._tries, len(BACKOFF_SECONDS) - 1)]
+        self._tries += 1
+        left = deadline.left()
+        return seconds if left is None else min(seconds, left)
 
 
-def _check_flight(ticket: Ticket, job: str) -> Steps[None]:
-    """Raise FlightLostError where neither a flight nor an outcome of the job is there.
+class _Watch:
+    """What a call looks after between the slices of its wait."""
 
-    Keys may have been evicted, or the outcome kept too shortly: the call is made again then.
-    """
-    commands = (("GET", ticket.flight or b""), ticket.route.service.look(job))
-    flight, found = yield Request(commands, may_repeat=True)
-    if found is None and (flight is None or not flight.startswith(job.encode() + b" ")):
-        raise FlightLostError
+    def __init__(self, ticket: Ticket, deadline: Deadline) -> None:
+        self.job = ticket.job
+        self._ticket = ticket
+        self._deadline = deadline
+        self._warned = False
+        self._next_search = FIRST_SEARCH_SECONDS
+
+    def look_around(self) -> Steps[float]:
+        """Look after dead workers and the job. Returns how long the next slice may be (s).
+
+        Raises FlightLostError or JobLost where nothing is left of the job.
+        """
+        ticket, deadline = self._ticket, self._deadline
+        if not self._warned:
+            yield from warn_if_nobody(ticket, deadline)
+            self._warned = True
+        lease_ends = yield from self._sweep()
+        if ticket.flight is not None:
+            yield from self._check_flight(ticket.flight)
+        elif ticket.enqueued_ms and deadline.passed() >= self._next_search:
+            self._next_search = 2 * deadline.passed()
+            yield from self._search()
+        if lease_ends is None:
+            return SLICE_SECONDS
+        return min(SLICE_SECONDS, lease_ends + AFTER_LEASE_SECONDS)
+
+    def _sweep(self) -> Steps[float | None]:
+        service, (_, timeout) = self._ticket.route.service, self._slice()
+        try:
+            return (yield from sweep(service.bus, service, timeout))
+        except ConnectionLost:
+            raise
+        except BusError as error:
+            # An access rule may forbid it to callers; then it is left to the workers.
+            logger.debug("%s: it cannot look after lost workers: %s", self._ticket.shown, error)
+            return None
+
+    def _check_flight(self, flight: bytes) -> Steps[None]:
+        """Keys may have been evicted: without a flight nor an outcome nobody brings one."""
+        commands = (("GET", flight), self._ticket.route.service.look(self.job))
+        found, reply = yield ask(*commands, timeout=self._slice()[1])
+        if reply is None and (found is None or not found.startswith(self.job.encode() + b" ")):
+            if self._ticket.may_run_twice:
+                raise FlightLostError
+            raise self._job_lost()
+
+    def _search(self) -> Steps[None]:
+        """Raise JobLost where the job is neither queued nor claimed, and has no outcome."""
+        try:
+            _, place = yield from _look_for(self._ticket, self.job, self._deadline)
+        except ConnectionLost:
+            raise
+        except BusError as error:
+            logger.debug("%s: it cannot look for its job: %s", self._ticket.shown, error)
+            return
+        if place == b"unknown":
+            look, (_, timeout) = self._ticket.route.service.look(self.job), self._slice()
+            if (yield ask(look, timeout=timeout))[0] is None:
+                raise self._job_lost()
+
+    def _slice(self) -> tuple[float, float]:
+        return slice_of(self._deadline, SLICE_SECONDS)
+
+    def _job_lost(self) -> JobLost:
+        return JobLost(
+            f"{self._ticket.shown}: Redis knows nothing of its job any more (it lost its data, or "
+            f"the key was evicted or deleted); it is unknown whether it ran"
+        )
 
 
 def _moved_to(reply: bytes, ticket: Ticket, moves: int) -> tuple[str, int]:
@@ -129,10 +204,17 @@ def slice_of(deadline: Deadline, longest: float) -> tuple[float, float]:
     return min(longest, max(0.001, round(left, 3))), left + 1.0
 
 
-def _ask_state(ticket: Ticket, deadline: Deadline) -> Request:
-    """Ask what the bus knows, and wait for that no longer than for the outcome."""
-    _, timeout = slice_of(deadline, SLICE_SECONDS)
-    return Request((ticket.route.state(ticket.job, ticket.enqueued_ms),), timeout)
+def _look_for(ticket: Ticket, job: str, deadline: Deadline) -> Steps[tuple[int, bytes]]:
+    """Return how many workers are alive, and whether the job is queued, claimed or unknown.
+
+    Every worker that is listed may have claimed it.
+    """
+    route, (_, timeout) = ticket.route, slice_of(deadline, SLICE_SECONDS)
+    listed = (yield ask(("ZRANGE", route.service.workers, 0, -1), timeout=timeout))[0]
+    workers = [worker.decode("ascii", "replace") for worker in listed]
+    state = route.state(job, ticket.enqueued_ms, workers)
+    alive, _, place = (yield ask(state, timeout=timeout))[0]
+    return alive, place
 
 
 def warn_if_nobody(ticket: Ticket, deadline: Deadline) -> Steps[None]:
@@ -140,8 +222,9 @@ def warn_if_nobody(ticket: Ticket, deadline: Deadline) -> Steps[None]:
     left = deadline.left()
     if left is not None and left <= 0:
         return
-    replies = yield _ask_state(ticket, deadline)
-    if replies[0][0] == 0:
+    _, timeout = slice_of(deadline, SLICE_SECONDS)
+    state = ticket.route.state(ticket.job, ticket.enqueued_ms)
+    if (yield ask(state, timeout=timeout))[0][0] == 0:
         logger.warning("%s: it waits, but no worker alive serves it", ticket.shown)
 
 
@@ -150,18 +233,19 @@ def _too_late(ticket: Ticket, deadline: Deadline) -> Steps[CallTimeout]:
     budget = deadline.budget or 0.0
     text = f"{ticket.shown}: no reply in {_shown_seconds(budget)} s"
     try:
-        replies = yield _ask_state(ticket, deadline)
+        alive, place = yield from _look_for(ticket, ticket.job, deadline)
     except BusError as error:
         return CallTimeout(f"{text} ({error})")
-    alive, _, queued = replies[0]
-    if queued:
+    if place == b"queued":
         # Redis ends a wait up to 0.1 s late; that is not what the caller asked for.
         since = f"queued {_shown_seconds(min(budget, deadline.passed()))} s"
-    elif ticket.enqueued_ms:
+    elif place == b"claimed":
         since = "taken by a worker, not finished"
     else:
         since = "not finished"
     workers = f"{alive} worker{'' if alive == 1 else 's'} alive"
+    if alive == 1 and nested.busy_worker(ticket.route):
+        workers += ", busy with the job that makes this call: a deadlock"
     kind = CallTimeout if alive else NoWorkers
     return kind(f"{text} ({since}; {workers})")
 

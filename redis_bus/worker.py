@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
-from .directory import as_pairs
+from . import nested
+from .claims import Claims
+from .entries import Job, parse_job
 from .errors import BusError, ProtocolError
 from .heart import Heart
 from .protocol import (
     LEASE_MS,
     Claim,
     Command,
-    Job,
     Post,
     Route,
     needs_admission,
     pack,
-    parse_job,
 )
 from .registration import Registration
 from .runner import Runner
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BACKOFF_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
-DEAD_LETTERS_KEPT = 1000
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -80,15 +79,16 @@ class Worker:
         targets = [target for _, target in served]
         service = targets[0].route.service
         self.post = Post(service, self.id, [target.route for target in targets])
-        self.current: tuple[Route, Job] | None = None
+        self.claims = Claims(self.post, core.transport)
+        # Workers whose place this one takes, of which its supervisor knows that they are dead.
+        self.succeeds: tuple[str, ...] = ()
+        self._methods = frozenset(target.name for target in targets)
         self._runner = Runner(served, debug=debug)
         self._transport = core.transport
         self._stopping = StopFlag()
         self._heart = Heart(self, targets, self._stopping)
         self._out = threading.Event()
         self._unsent: Command | None = None
-        # Outcomes that Redis did not take in time: their jobs were run, and are not to run again.
-        self._late: dict[str, Command] = {}
         self._signals = 0
         self._pid = os.getpid()
         self._turns = 0
@@ -140,7 +140,9 @@ class Worker:
             link.set_timeout(READ_SECONDS)
             link.send(pack(("CLIENT", "ID")))
             client = link.read()
-            self._give_back_strangers()
+            for reply in self.claims.send_late():
+                self._accepted(reply)
+            self.claims.give_back_strangers()
             while not self._stopping.is_set():
                 self._step(link, client if isinstance(client, int) else None)
         except BaseException:
@@ -156,7 +158,7 @@ class Worker:
         try:
             link.send(pack(finish) + wait_and_take if finish else wait_and_take)
             if finish and self._accepted(link.read()):
-                self._unsent = self.current = None
+                self._unsent = self.claims.current = None
             elif finish:
                 self._deliver()  # on another connection: this one waits already
             woken, taken = link.read(), link.read()
@@ -172,7 +174,7 @@ class Worker:
         if claim is None:
             return
         if self._stopping.is_set() and not claim.foreign:
-            self._release(claim)
+            self.claims.release(claim.route, parse_job(claim.entry).id)
             return
         self._handle(claim)
 
@@ -188,19 +190,21 @@ class Worker:
             job = parse_job(claim.entry)
         except ProtocolError as error:
             logger.error("%s: %s; it is put to the dead letters", claim.route.method, error)
-            self._bury(claim)
+            self.claims.bury(claim.route, claim.entry, claimed=not claim.foreign)
             return
-        self.current = (claim.route, job)
+        if not self.claims.begin(claim.route, job):
+            return
         if needs_admission(job, claim.now_ms):
             verdict = self._transport.exchange(self.post.admit(claim.route, job))[0]
             if verdict != b"run":
-                self.current = None
+                self.claims.current = None
                 return
         # Past its deadline it runs for those who joined it, whose own time is not known.
         left = (job.deadline_ms - claim.now_ms) / 1000 if job.deadline_ms else 0.0
         started = time.perf_counter()
         try:
-            result = self._runner.run(claim.route.method, job, left if left > 0 else None)
+            budget = left if left > 0 else None
+            result = self._runner.run(claim.route.method, job, budget, self._host(job))
         except StopNow:
             result = self._runner.lost(claim.route.method)
         except BaseException as error:  # noqa: BLE001 - a function's own exceptions may misbehave
@@ -213,6 +217,11 @@ class Worker:
             expire_ms=self._runner.expire_ms(claim.route.method),
             stale_ms=self._runner.stale_ms(claim.route.method),
         )
+
+    def _host(self, job: Job) -> nested.Host:
+        """What a job's own calls are to know: while it runs, this worker runs no other."""
+        service = self.post.service
+        return nested.Host(self.id, service.base, self._methods, job.id)
 
     def _accepted(self, reply: Any) -> bool:
         """Whether Redis took an outcome; if not, it is sent again by `_deliver`."""
@@ -230,8 +239,9 @@ class Worker:
         end = time.monotonic() + LEASE_MS / 1000
         for turn in itertools.count():
             unsent = self._unsent
-            if unsent is None or self.current is None:
-                self.current = None
+            current = self.claims.current
+            if unsent is None or current is None:
+                self.claims.current = None
                 return
             try:
                 self._accepted(self._transport.exchange(unsent)[0])
@@ -239,42 +249,10 @@ class Worker:
             except BusError as error:
                 if time.monotonic() > end:
                     logger.error("an outcome cannot be sent now: %s", error)
-                    self._late[self.current[1].id] = unsent
+                    self.claims.keep_late(current[1].id, unsent)
                     self._unsent = None
                 else:
                     self._out.wait(BACKOFF_SECONDS[min(turn, len(BACKOFF_SECONDS) - 1)])
-
-    def _release(self, claim: Claim) -> None:
-        """Give a job back that was taken while the worker was told to stop."""
-        job = parse_job(claim.entry)
-        self._transport.ask(self.post.release(claim.route, job.id))
-
-    def _give_back_strangers(self) -> None:
-        """Give back jobs whose claim got lost on the way here, with a connection."""
-        for done, late in list(self._late.items()):
-            self._accepted(self._transport.exchange(late)[0])
-            del self._late[done]
-        held = self.current[1].id if self.current else None
-        routes = {route.method: route for route in self.post.routes}
-        claimed = self._transport.ask(("HGETALL", self.post.running))[0]
-        for _, entry in as_pairs(claimed):
-            try:
-                job = parse_job(entry)
-            except ProtocolError as error:
-                logger.error("worker %s: %s", self.id, error)
-                continue
-            if job.id != held and job.method in routes:
-                self._transport.ask(self.post.release(routes[job.method], job.id))
-
-    def _bury(self, claim: Claim) -> None:
-        dead = claim.route.dead
-        commands: list[Command] = [
-            ("RPUSH", dead, claim.entry),
-            ("LTRIM", dead, -DEAD_LETTERS_KEPT, -1),
-        ]
-        if not claim.foreign:  # `take` read an id in it, and claimed it
-            commands.append(("HDEL", self.post.running, claim.entry.partition(b" ")[0]))
-        self._transport.exchange(*commands)
 
     # -- staying alive, and stopping ----------------------------------------------------------
 
@@ -291,7 +269,7 @@ class Worker:
     def _wait_for_redis(self, error: Exception) -> None:
         """Come back when Redis does; a worker is not restarted for that."""
         if self._unsent is None:
-            self.current = None  # it did not come to run: it is given back
+            self.claims.current = None  # it did not come to run: it is given back
         logger.warning("worker %s: %s; trying again", self.id, error)
         for seconds in itertools.chain(BACKOFF_SECONDS, itertools.repeat(BACKOFF_SECONDS[-1])):
             if self._stopping.wait(seconds):

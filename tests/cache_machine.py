@@ -20,16 +20,17 @@ import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from redis_bus import scripts
+from redis_bus.entries import Mode, parse_job
 from redis_bus.protocol import (
+    LEASE_MS,
     MOVED_TAG,
     Command,
-    Mode,
     Post,
     Route,
     Service,
+    evalsha,
     needs_admission,
     pack,
-    parse_job,
 )
 from tests.cache_model import (
     ALL_KEYS,
@@ -39,13 +40,16 @@ from tests.cache_model import (
     FOREIGN,
     LONG_MS,
     LOSSES,
+    LOST,
     METHODS,
     NEVER_MS,
     REGISTRATIONS,
     RULES,
     SLOTS,
+    TRIES,
     WORKERS,
     Claim,
+    Lease,
     Method,
     Run,
     Slot,
@@ -75,7 +79,7 @@ class CacheMachine(RuleBasedStateMachine):
         super().__init__()
         self.service = Service("test", "machine")
         self.routes = {
-            (method, index): Route(self.service, method, etag, keep_ms=LONG_MS)
+            (method, index): Route(self.service, method, etag, keep_ms=LONG_MS, tries=TRIES[method])
             for method in METHODS
             for index, (etag, _) in enumerate(REGISTRATIONS)
         }
@@ -91,6 +95,10 @@ class CacheMachine(RuleBasedStateMachine):
         self.holders: list[Worker] = []
         self.claims: list[Claim] = []
         self.gone: list[Claim] = []
+        self.left: list[Claim] = []  # by the dead, until they are given away
+        self.is_swept = True  # somebody looked for ended leases not long ago
+        self.ended: list[Worker] = []  # as a sweep has found them
+        self.held: list[tuple[Worker, Run]] = []  # as a look at their claims has found it
         self.runs: list[Run] = []
         self.waiters: list[Waiter] = []
         self.kept: set[tuple[str, bytes]] = set()  # what was stored without an expiry
@@ -104,7 +112,7 @@ class CacheMachine(RuleBasedStateMachine):
         )
         self.looks = len(SLOTS) + 3 * len(METHODS)
         self.seen: list[Any] = []
-        self.wire.ask(pack(("FLUSHALL",)), 1)
+        self.wire.ask(pack(("FLUSHALL",), ("SET", self.service.swept, "1", "PX", LONG_MS)), 2)
         for method in METHODS:
             self.send(*self.service.publish(method, *REGISTRATIONS[0]))
 
@@ -213,7 +221,7 @@ class CacheMachine(RuleBasedStateMachine):
             assert run.moved is not None
             waiter.run = run.moved
             return
-        if found != CANCELLED:
+        if found not in (CANCELLED, LOST):
             self.check_fresh(found, waiter, waiter.floor)
         self.waiters.remove(waiter)
 
@@ -254,8 +262,9 @@ class CacheMachine(RuleBasedStateMachine):
         found = self.runs if any_job else noted
         run = found[-1 - number % len(found)]
         flight = None if run.key is None else self.route(run.method).flight(run.key)
-        status = self.send(*self.service.cancel(run.id, flight, CANCELLED, LONG_MS))
-        if run.is_dropped and status == b"late":
+        status = self.send(*self.route(run.method).cancel(run.id, flight, CANCELLED))
+        if (run.is_dropped or run.lost) and status == b"late":
+            run.noted = False
             return  # too late for it, or for whoever cancels it
         if not run.noted:
             self.check(10, status == b"late", f"{run}: {status!r}")
@@ -326,8 +335,12 @@ class CacheMachine(RuleBasedStateMachine):
         queue = self.methods[job.method].queue
         self.check(12, bool(queue) and queue[0] is by_id, f"{job.id} is taken before {queue[:1]}")
         run = queue.pop(0)
-        self.check(12, (run.key, run.mode) == (job.key, job.mode), f"{run} became {job}")
-        run.noted = False
+        same = (run.key, run.mode, run.attempt) == (job.key, job.mode, job.attempt)
+        self.check(12, same, f"{run} became {job}")
+        run.noted, worker.lease = False, Lease.GOES_ON
+        # What was given away, and comes back to whom it was taken from: that worker has tried to
+        # finish it before it takes anything.
+        self.claims = [c for c in self.claims if c.run is not run or c.worker is not worker]
         admission = needs_admission(job, claim.now_ms)
         held = Claim(worker, run, job, admission, known=not lost)
         self.claims.append(held)
@@ -495,11 +508,12 @@ class CacheMachine(RuleBasedStateMachine):
         found = self.send(*self.finish_command(claim, outcome, EXPIRIES[0]))
         self.check(10, found == b"fenced", f"{run} is finished without a claim: {found!r}")
 
-    @rule(number=numbers, dies=rarely)
-    def beat_or_die(self, number: int, dies: bool) -> None:
-        worker = self.workers[number % len(self.workers)]
-        if dies:
-            self.die(worker)
+    @rule(number=numbers, end=st.sampled_from([None] * 5 + ["killed", "seen", "leaves"]))
+    def beat_or_die(self, number: int, end: str | None) -> None:
+        late = [w for w in self.workers if w.lease is Lease.HAS_ENDED]
+        worker = (late or self.workers)[number % len(late or self.workers)]
+        if end:
+            self.die(worker, end)
         else:
             self.beat_by(worker)
 
@@ -510,13 +524,26 @@ class CacheMachine(RuleBasedStateMachine):
             if claim.worker is worker and claim.value
         ]
         put_back = self.send(*worker.post.beat(flights))
+        worker.lease = Lease.GOES_ON
+        self.check_put_back(worker, put_back)
+
+    def check_put_back(self, worker: Worker, put_back: int) -> None:
         owed = any(self.methods[name].owed for name in worker.serves)
         self.check(11, not put_back or owed or bool(self.holders), "a token was lost")
         for name in worker.serves:
             self.methods[name].owed = False
 
-    def die(self, worker: Worker) -> None:
-        """A worker is killed, with the token and the jobs that it holds; another is started."""
+    def die(self, worker: Worker, end: str) -> None:
+        """A worker dies with the token and the jobs that it holds; another is started.
+
+        It is 'killed', or whoever started it has 'seen' that; or it 'leaves', and says so.
+        """
+        if end == "leaves":
+            self.check_put_back(worker, self.send(*worker.post.leave()))
+            holds = any(c.worker is worker and c.stands for c in self.claims)
+            worker.lease = Lease.IS_DEAD if holds else Lease.NONE
+        elif end == "seen":
+            self.end_lease_of(worker, Lease.IS_DEAD)
         self.workers.remove(worker)
         self.dead.append(worker)
         self.workers.append(self.hire(worker.serves))
@@ -524,9 +551,101 @@ class CacheMachine(RuleBasedStateMachine):
             for name in worker.serves:
                 self.methods[name].owed = True
         self.holders = [holder for holder in self.holders if holder is not worker]
-        for claim in [claim for claim in self.claims if claim.worker is worker]:
-            self.claims.remove(claim)
-            claim.run.lost = claim.run.lost or claim.stands
+        self.left += [c for c in self.claims if c.worker is worker and c.stands]
+        self.claims = [claim for claim in self.claims if claim.worker is not worker]
+
+    # -- workers whose lease has ended --------------------------------------------------------
+
+    @precondition(lambda self: any(w.lease is Lease.GOES_ON for w in self.holding()))
+    @rule(number=numbers, steps=st.sampled_from([0, 2, 3, 9]))
+    def end_lease(self, number: int, steps: int) -> None:
+        """A worker that holds jobs is late with its beat, or dead; maybe it is noticed at once."""
+        found = [worker for worker in self.holding() if worker.lease is Lease.GOES_ON]
+        self.end_lease_of(found[number % len(found)], Lease.HAS_ENDED)
+        self.take_over(number, steps)
+
+    def end_lease_of(self, worker: Worker, lease: Lease) -> None:
+        self.send("ZADD", self.service.workers, "XX", lease.value, worker.post.worker)
+        if worker.lease is not Lease.NONE:
+            worker.lease = lease
+
+    def holding(self) -> list[Worker]:
+        """Who holds jobs, dead or alive."""
+        found = {c.worker.post.worker: c.worker for c in [*self.left, *self.claims] if c.stands}
+        return list(found.values())
+
+    @precondition(lambda self: self.held or self.ended or any(w.is_over for w in self.holding()))
+    @rule(number=numbers, steps=st.sampled_from([1, 1, 9]), again=seldom)
+    def go_on_taking_over(self, number: int, steps: int, again: bool) -> None:
+        if again and self.held:
+            self.reclaim_by(*self.held[number % len(self.held)])  # somebody else does so too
+        self.take_over(number, steps)
+
+    def take_over(self, number: int, steps: int) -> None:
+        """Look whose lease has ended, what that one holds, and give it away: some of the steps."""
+        for _ in range(steps):
+            if self.held:
+                self.reclaim_by(*self.held.pop(number % len(self.held)))
+            elif self.ended:
+                self.look_at_claims(self.ended.pop(number % len(self.ended)))
+            else:
+                self.sweep()
+
+    def sweep(self) -> None:
+        keys = [self.service.workers, self.service.swept]
+        _, *found = self.send(*evalsha("sweep", keys, LEASE_MS, LONG_MS, 1000))
+        known = [*self.workers, *self.dead]
+        for worker in known:
+            if not self.is_swept and worker.lease is Lease.HAS_ENDED:
+                worker.lease = Lease.GOES_ON
+        self.is_swept = True
+        over = {worker.post.worker.encode(): worker for worker in known if worker.is_over}
+        self.check(14, set(found) == set(over), f"{found} are swept, not {set(over)}")
+        self.ended = list(over.values())
+
+    def look_at_claims(self, worker: Worker) -> None:
+        found = self.send(*self.service.claims(worker.post.worker))
+        if worker.lease is Lease.GOES_ON:
+            self.check(14, found == [], f"{worker} is alive, and holds {found}")
+            return
+        held = {c.run.id: c.run for c in self.claims_of(worker)}
+        jobs = [parse_job(head) for head in found[1::2]]
+        self.check(14, {job.id for job in jobs} == set(held), f"{held} are held, not {jobs}")
+        for job in jobs:
+            run = held[job.id]
+            self.check(14, (job.key, job.method) == (run.key, run.method), f"{run} became {job}")
+        self.held += [(worker, run) for run in held.values()]
+        if not held:
+            worker.lease = Lease.NONE
+
+    def claims_of(self, worker: Worker) -> list[Claim]:
+        return [c for c in [*self.left, *self.claims] if c.worker is worker and c.stands]
+
+    def reclaim_by(self, worker: Worker, run: Run) -> None:
+        command = self.route(run.method).reclaim(worker.post.worker, run.id, run.key, LOST)
+        status = self.send(*command)
+        claim = next((c for c in self.claims_of(worker) if c.run is run), None)
+        if worker.lease is Lease.GOES_ON:
+            self.check(14, status == b"alive", f"{run} of {worker}, who is alive: {status!r}")
+            return
+        if claim is None:
+            self.check(10, status == b"gone", f"{run} is held no more: {status!r}")
+            return
+        claim.stands = False
+        self.left = [each for each in self.left if each is not claim]
+        slot = None if run.key is None else self.slots[run.method, run.key]
+        if run.attempt < TRIES[run.method]:
+            self.check(14, status == b"requeued", f"{run} may run again: {status!r}")
+            run.attempt += 1
+            run.noted = run.mode is Mode.RUN
+            self.methods[run.method].queue.insert(0, run)
+            return
+        self.check(14, status == b"lost", f"{run} may not run again: {status!r}")
+        run.outcome = LOST
+        if slot is not None and slot.leader is run:
+            slot.leader = None
+        if run.attempt > 1 or run.mode is Mode.RUN:
+            self.methods[run.method].letters += 1
 
     # -- those who clear and publish ----------------------------------------------------------
 
@@ -601,7 +720,7 @@ class CacheMachine(RuleBasedStateMachine):
     def grow_old(self, number: int, past_deadline: bool) -> None:
         """A job has waited for long, and maybe past its deadline: its own caller has given up."""
         waiting = [run for method in self.methods.values() for run in method.queue]
-        found: list[Run | Claim] = [*waiting, *self.claims]
+        found: list[Run | Claim] = [*waiting, *(c for c in self.claims if c.stands)]
         if not found:
             return
         old = found[number % len(found)]
@@ -652,10 +771,11 @@ class CacheMachine(RuleBasedStateMachine):
         else:
             self.send("DEL", key)
 
-    @rule(number=st.integers(0, 3 * len(LOSSES) - 1))
+    @rule(number=st.integers(0, 6 * len(LOSSES) - 1))
     def lose_any(self, number: int) -> None:
         """Whatever other key is evicted."""
-        worker = self.workers[number % len(self.workers)]
+        holding = self.holding() or self.workers
+        worker = holding[number % len(holding)]
         name = METHODS[number % len(METHODS)]
         method, route = self.methods[name], self.route(name)
         lost: str
@@ -668,17 +788,24 @@ class CacheMachine(RuleBasedStateMachine):
             case "wake":
                 lost, method.owed = route.wake, True
             case "pending":
-                lost = self.service.pending
+                lost = route.pending
                 self.forget_passed_over()
                 for run in self.runs:
-                    # What was cancelled may run now, and be answered once more.
-                    run.lost = run.lost or run.cancelled
-                    run.noted = run.cancelled = False
+                    if run.method == name:
+                        # What was cancelled may run now, and be answered once more.
+                        run.lost = run.lost or run.cancelled
+                        run.noted = run.cancelled = False
             case "running":
                 lost = worker.post.running
-                for claim in self.claims:
-                    if claim.worker is worker and claim.stands:
-                        claim.stands, claim.run.lost = False, True
+                for claim in self.claims_of(worker):
+                    claim.stands, claim.run.lost = False, True
+                self.left = [claim for claim in self.left if claim.stands]
+            case "workers":
+                lost = self.service.workers
+                for worker in [*self.workers, *self.dead]:
+                    worker.lease = Lease.NONE
+            case "swept":
+                lost, self.is_swept = self.service.swept, False
             case "reply":
                 if not self.waiters:
                     return
@@ -759,6 +886,7 @@ class CacheMachine(RuleBasedStateMachine):
             self.release_by(claim)
         while self.holders:
             self.take_by(self.holders.pop())
+        self.take_over_from_the_dead()
         worker = self.generalist()
         self.beat_by(worker)
         while self.claims or any(self.tokens()):
@@ -766,11 +894,24 @@ class CacheMachine(RuleBasedStateMachine):
         for name in METHODS:
             self.pass_over(name)
             self.check(11, not self.methods[name].queue, f"{name} waits, and nobody is woken")
+        for name in METHODS:
+            letters = self.send("LLEN", self.route(name).dead)
+            self.check(14, letters == self.methods[name].letters, f"{letters} letters of {name}")
         for waiter in list(self.waiters):
             while waiter in self.waiters and not waiter.run.lost:
                 self.check(3, waiter.run.outcome is not None, f"{waiter} is never answered")
                 self.read_by(waiter)
         self.check_leaks()
+
+    def take_over_from_the_dead(self) -> None:
+        for worker in self.dead:
+            self.end_lease_of(worker, Lease.IS_DEAD)
+        self.held, self.ended = [], []
+        while any(worker.is_over for worker in self.dead):
+            self.take_over(0, 1)
+            self.check_state()
+        for claim in self.left:  # Redis lost the list of workers, and nobody knows of this one
+            claim.run.lost = True
 
     def advance(self, worker: Worker) -> None:
         """Finish a job that is held, or let a worker wake and take one."""
@@ -787,10 +928,8 @@ class CacheMachine(RuleBasedStateMachine):
     def check_leaks(self) -> None:
         base = self.service.base
         lasting = {self.service.meta, self.service.workers}
-        lasting |= {f"{base}{kind}:{m}" for kind in ("stats", "serving", "wake") for m in METHODS}
-        lasting |= {worker.post.running for worker in self.dead}
-        if any(run.lost and (run.noted or run.cancelled) for run in self.runs):
-            lasting.add(self.service.pending)  # of jobs that were lost with their queue
+        lasting |= {f"{base}{kind}:{m}" for kind in ("stats", "wake", "dead") for m in METHODS}
+        lasting |= {claim.worker.post.running for claim in self.left}
         kept = {self.route(name).cache(key) for name, key in self.kept}
         for key, left_ms in self.send("EVAL", ALL_KEYS, 0):
             bounded = left_ms > 0 or key in kept or key.decode() in lasting

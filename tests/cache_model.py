@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import socket
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,8 @@ import hiredis
 import redis
 
 from redis_bus import scripts
-from redis_bus.protocol import Job, Mode, Post, pack
+from redis_bus.entries import Job, Mode
+from redis_bus.protocol import Post, pack
 
 RULES = {
     1: "Only results are cached; an error neither is stored nor overwrites a stale value.",
@@ -26,6 +28,7 @@ RULES = {
     11: "A queue that waits has a wake token, or a worker about to take; a beat restores it.",
     12: "A job that is not lost is taken once, in its turn.",
     13: "Nothing that grows with the number of calls is without an expiry.",
+    14: "What was held when its lease ended runs again, or fails once it used up its tries.",
 }
 
 # What a method may be registered as: the second differs in what it says, the third in what its
@@ -37,6 +40,8 @@ REGISTRATIONS = [
 ]
 SLOTS = [("a", b"k1"), ("a", b"k2"), ("b", b"k1")]
 METHODS = "ab"
+# How often a job may run, where workers die of it.
+TRIES = {"a": 3, "b": 1}
 # Which methods the workers serve.
 WORKERS = ["ab", "ba", "b"]
 # The budget of a call, and all that has a life: longer than any test run.
@@ -45,6 +50,7 @@ NEVER_MS = -1
 # An outcome that a run shall find later is kept for longer than for who waits already.
 BRIEF_MS = 60_000
 CANCELLED = b"ecancelled"
+LOST = b"elost"
 FOREIGN = b"foreign bytes"
 ALL_KEYS = """
 local found = {}
@@ -67,6 +73,8 @@ LOSSES = [
     "stats",
     "serving",
     "workers",
+    "swept",
+    "swept",
 ]
 
 
@@ -115,6 +123,7 @@ class Run:
     mode: Mode
     registration: int
     generation: int
+    attempt: int = 1
     noted: bool = False  # it can be cancelled
     late: bool = False
     joined: bool = False
@@ -162,10 +171,25 @@ class Claim:
     value: bytes | None = None  # once the computation has begun
 
 
+class Lease(enum.Enum):
+    """What Redis knows of a worker; the value is the end of its lease."""
+
+    NONE = -1
+    IS_DEAD = 0
+    HAS_ENDED = 1
+    GOES_ON = 2
+
+
 @dataclass(slots=True, eq=False)
 class Worker:
     serves: str
     post: Post
+    lease: Lease = Lease.NONE
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a sweep finds it."""
+        return self.lease in (Lease.IS_DEAD, Lease.HAS_ENDED)
 
 
 @dataclass(slots=True, eq=False)
@@ -185,4 +209,5 @@ class Method:
     generation: int = 0
     written: int = 0  # the generation as Redis has it
     queue: list[Run] = field(default_factory=list)
+    letters: int = 0
     owed: bool = False  # a token went with its worker, or was evicted; until the next beat

@@ -25,6 +25,7 @@ from redis_bus import (
 )
 from redis_bus.deadline import Deadline
 from redis_bus.embedded import EmbeddedRedis
+from redis_bus.entries import parse_letter
 from redis_bus.protocol import Route, Service
 from redis_bus.waiting import Ticket, wait
 from tests.commands import sent
@@ -232,9 +233,10 @@ def test_a_timeout_shows_its_budget_as_people_write_it(budget: float, shown: str
     deadline.end = deadline.start
     steps = wait(Ticket(route, "job", 1, "math_sum(1)"), deadline)
     next(steps)  # it looks once more for the outcome
-    steps.send([None])  # then asks for the state: one worker alive, five jobs wait, ours too
+    steps.send([None])  # then asks who may have claimed it
+    steps.send([[b"host:1:worker"]])  # then for the state: one alive, five jobs wait, ours too
     with pytest.raises(CallTimeout) as error:
-        steps.send([[1, 5, 1]])
+        steps.send([[1, 5, b"queued"]])
     text = f"math_sum(1): no reply in {shown} s (queued {shown} s; 1 worker alive)"
     assert str(error.value) == text
 
@@ -564,7 +566,8 @@ def test_a_queue_entry_that_is_not_ours_goes_to_the_dead_letters_and_the_worker_
     client.rpush(QUEUE + "echo", entry, b"another")
     with serving(bus):
         assert bus.echo(1) == 1
-    assert client.lrange("rb:{test:}:dead:echo", 0, -1) == [entry, b"another"]
+    letters = client.lrange("rb:{test:}:dead:echo", 0, -1)
+    assert [parse_letter(letter).entry for letter in letters] == [entry, b"another"]
     assert not list(client.scan_iter("*running*"))
 
 

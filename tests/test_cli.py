@@ -119,8 +119,9 @@ def test_stats_are_a_table_or_json(served: Bus, processes: Processes) -> None:
     for _ in range(3):
         served["add"](1, 2)
     rows = [r.split() for r in processes.run("redis-bus", "stats", "test").stdout.splitlines()]
-    assert " ".join(rows[0]) == "method calls hits joins errors queued workers latency"
-    assert next(row for row in rows if row[0] == "add")[1:7] == ["3", "2", "0", "0", "0", "1"]
+    assert " ".join(rows[0]) == "method calls hits joins errors lost dead queued workers latency"
+    row = next(row for row in rows if row[0] == "add")
+    assert row[1:9] == ["3", "2", "0", "0", "0", "0", "0", "1"]
     listed = json.loads(processes.run("redis-bus", "stats", "--json", "test").stdout)
     assert {one["name"]: one["calls"] for one in listed}["add"] == 3
 

@@ -17,7 +17,9 @@ import pytest
 import redis
 from docutils.core import publish_doctree
 
-from redis_bus import Bus, QueueFull, RemoteError, cache_key, protocol, scripts
+from redis_bus import Bus, QueueFull, RemoteError, WorkerLost, cache_key, protocol, scripts
+from redis_bus.entries import Mode, parse_entry, parse_job, parse_letter
+from redis_bus.sweep import sweep
 from tests.support import PATIENCE_SECONDS, ROOT, eventually, serving, workers
 
 DOCUMENT = (ROOT / "lua" / "README.rst").read_text(encoding="utf-8")
@@ -28,7 +30,7 @@ SERVICE = protocol.Service("test", "")
 
 def run_block(name: str) -> dict[str, Any]:
     """Run a program of the document, which may not use the library, and return its names."""
-    assert "redis_bus" not in BLOCKS[name]
+    assert not re.search(r"(import|from) redis_bus", BLOCKS[name])
     namespace: dict[str, Any] = {}
     exec(compile(BLOCKS[name], f"lua/README.rst: {name}", "exec"), namespace)
     return namespace
@@ -305,19 +307,63 @@ def test_its_worker_admits_a_late_job(bus: Bus, url: str, joined: str) -> None:
     call = worker_call(bus, "square", b"4", 1)
     _, job, now = bus._core.transport.exchange(call)[0]
     eventually(lambda: server_ms(bus) > now + 1)
-    pairs = [worker.key("queue", "square"), worker.key("wake", "square")]
-    keys = [worker.running, worker.key("pending"), *pairs]
-    taken = worker.redis.execute_command(*worker.script("take", keys))
+    taken = take(worker, "square")
     assert worker.run("square", taken[1], taken[2]) is None
     assert not bus.conn.exists(worker.running, SERVICE.reply(job.decode()))
     worker.redis.close()
 
 
 def test_its_worker_keeps_bytes_that_are_no_job(bus: Bus, url: str, joined: str) -> None:
-    with document_worker(url, joined, bus, {"add": (lambda a: a, ["a"], None)}):
+    with document_worker(url, joined, bus, {"add": (lambda a: a, ["a"], None)}) as worker:
         bus.conn.rpush(f"{SERVICE.base}queue:add", b"rubbish")
         assert bus.add(1) == 1
-        assert eventually(lambda: bus.conn.lrange(f"{SERVICE.base}dead:add", 0, -1)) == [b"rubbish"]
+        letters = eventually(lambda: bus.conn.lrange(f"{SERVICE.base}dead:add", 0, -1))
+        letter = parse_letter(letters[0])
+        assert (letter.why, letter.worker, letter.entry) == ("foreign", worker.id, b"rubbish")
+
+
+@pytest.mark.parametrize("key", [None, "{n}"])
+def test_its_worker_gives_the_jobs_of_a_lost_one_away(
+    bus: Bus, url: str, joined: str, key: str | None
+) -> None:
+    methods: Methods = {"square": (lambda n: n * n, ["n"], key)}
+    lost = run_block("worker")["Worker"](url, "test", joined, methods)
+    lost.publish()
+    result = bus.square.run(5)
+    assert take(lost, "square")
+    with document_worker(url, joined, bus, methods) as worker:
+        worker.sweep()
+        assert bus.conn.hexists(lost.running, result.id.rpartition(":")[2])
+        lapse(bus, lost)
+        worker.sweep()
+        if key:
+            assert result.get(timeout=PATIENCE_SECONDS) == 25
+        else:
+            with pytest.raises(WorkerLost, match=lost.id):
+                result.get(timeout=PATIENCE_SECONDS)
+            assert len(bus.conn.lrange(f"{SERVICE.base}dead:square", 0, -1)) == 1
+        listed = [member.decode() for member in bus.conn.zrange(SERVICE.workers, 0, -1)]
+        assert listed == [worker.id]
+    lost.redis.close()
+
+
+def test_its_worker_sweeps_while_it_beats(bus: Bus, url: str, joined: str) -> None:
+    methods: Methods = {"square": (lambda n: n * n, ["n"], None)}
+    with document_worker(url, joined, bus, methods):
+        assert bus.conn.exists(SERVICE.swept)
+
+
+def test_the_library_gives_the_jobs_of_its_worker_away(bus: Bus, url: str, joined: str) -> None:
+    methods: Methods = {"square": (lambda n: n * n, ["n"], "{n}")}
+    lost = run_block("worker")["Worker"](url, "test", joined, methods)
+    lost.publish()
+    bus.register(name="square", cache_key="{n}")(lambda n: n * n)
+    result = bus.square.run(5)
+    assert take(lost, "square")
+    lapse(bus, lost)
+    with serving(bus):
+        assert result.get(timeout=PATIENCE_SECONDS) == 25
+    lost.redis.close()
 
 
 def test_its_caller_and_its_worker_understand_each_other(
@@ -352,8 +398,11 @@ def test_its_access_rules_are_enough(url: str, joined: str, client: redis.Redis,
                 use_everything(outside)
 
 
-CALLER_SCRIPTS = {"call", "cancel", "clear", "clear_all", "state"}
-WORKER_SCRIPTS = set(scripts.load()) - {"call", "cancel", "clear", "clear_all"}
+CALLER_SCRIPTS = {
+    *("call", "cancel", "clear", "clear_all", "discard", "state"),
+    *("sweep", "claims", "reclaim", "retry"),
+}
+WORKER_SCRIPTS = set(scripts.load()) - {"call", "cancel", "clear", "clear_all", "retry"}
 
 
 @pytest.mark.parametrize(
@@ -362,19 +411,22 @@ WORKER_SCRIPTS = set(scripts.load()) - {"call", "cancel", "clear", "clear_all"}
 def test_its_access_rules_name_the_commands_of_the_scripts(user: str, allowed: set[str]) -> None:
     rules = BLOCKS[user].split()
     for name in allowed:
-        for command in re.findall(r"redis\.p?call\('(\w+)'", scripts.load()[name].source):
-            assert f"+{command.lower()}" in rules, name
+        source = scripts.load()[name].source
+        for command in re.findall(r"redis\.p?call\('(\w+)'|'([LR]PUSH)'", source):
+            assert f"+{''.join(command).lower()}" in rules, name
 
 
 def test_its_examples_of_lines_are_read_by_the_library() -> None:
     lines: dict[str, Any] = {}
     exec(BLOCKS["example-lines"], lines)
-    job = protocol.parse_job(lines["queue_entry"])
-    assert (job.attempt, job.mode, job.key) == (1, protocol.Mode.CALL, b"1/2")
-    plain = protocol.parse_job(lines["queue_entry_without_key"])
+    job = parse_job(lines["queue_entry"])
+    assert (job.attempt, job.mode, job.key) == (1, Mode.CALL, b"1/2")
+    plain = parse_job(lines["queue_entry_without_key"])
     assert (plain.deadline_ms, plain.key, plain.body) == (0, None, job.body)
     assert run_block("caller")["decode"](job.body) == [[1, 2], {}]
-    assert protocol.parse_entry(lines["cached_entry"]) == b"m\x03"
+    assert parse_entry(lines["cached_entry"]) == b"m\x03"
+    letter = parse_letter(lines["dead_letter"])
+    assert (letter.why, letter.entry) == ("lost", lines["queue_entry"])
     flight = lines["flight"].decode().split(" ")
     assert flight == [job.id, job.generation, "0"]
 
@@ -398,7 +450,8 @@ def test_every_key_is_in_it() -> None:
     bus, method = "rb:{bus}", "<method>"
     service = protocol.Service("bus", "service")
     route = protocol.Route(service, method, "", max_queue=None, keep_ms=1)
-    keys = [service.meta, service.workers, service.pending, service.running("<worker>")]
+    keys = [service.meta, service.workers, service.swept, service.running("<worker>")]
+    keys.append(route.pending)
     keys += [service.reply("<job>"), route.queue, route.wake, route.serving, route.stats]
     keys += [route.dead, route.cache(b"<key>").decode(), route.flight(b"<key>").decode()]
     for key in keys:
@@ -422,8 +475,22 @@ def worker_call(bus: Bus, method: str, key: bytes, budget_ms: int) -> protocol.C
     """A keyed call that nobody waits for any more after its budget."""
     route = bus[method].target.route
     job = uuid.uuid4().hex
-    mode = protocol.Mode.CALL
-    return route.call(job, b"m\x92\x91\x04\x80", mode=mode, budget_ms=budget_ms, key=key)
+    body = b"m\x92\x91\x04\x80"
+    return route.call(job, body, mode=Mode.CALL, budget_ms=budget_ms, key=key)
+
+
+def take(worker: Any, method: str) -> Any:
+    """Let a worker of the document, which does not serve, claim a job."""
+    keys = [worker.running, worker.key("workers")]
+    keys += [worker.key(kind, method) for kind in ("queue", "wake", "pending")]
+    return worker.redis.execute_command(*worker.script("take", keys, worker.id, 10_000))
+
+
+def lapse(bus: Bus, worker: Any) -> None:
+    """Say that a worker is dead."""
+    command = SERVICE.lapse(worker.id)
+    assert bus.conn.execute_command(*command) == 0  # it was listed
+    assert bus.conn.zscore(SERVICE.workers, worker.id) == 0
 
 
 def use_everything(bus: Bus) -> None:
@@ -437,6 +504,15 @@ def use_everything(bus: Bus) -> None:
     assert bus.square.clear_cache(3)
     bus.square.clear_all_cache()
     assert bus.stats()["square"]["calls"]
+    route = bus.echo.target.route
+    rest = f" 1 3 0 1 {route.etag} run 1 - echo\n".encode() + b"m\x92\x91\x01\x80"
+    bus.conn.rpush(route.dead, b"1 lost w\na" + rest, b"1 lost w\nb" + rest)
+    first, second = bus.echo.dead_letters()
+    assert (first.retry().get(), second.drop()) == ("1", True)
+    bus.conn.hset(SERVICE.running("gone"), "c", b"c" + rest)
+    bus.conn.zadd(SERVICE.workers, {"gone": 0})
+    bus._core.drive(sweep("test", SERVICE))
+    assert bus.get_async_result(":echo:c").get() == "1"
 
 
 @contextmanager

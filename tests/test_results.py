@@ -365,7 +365,7 @@ def test_a_run_waits_for_a_worker_as_long_as_that_takes(url: str, client: redis.
         bus.register()(double)
         result = bus.double.run(4)
         assert client.ttl("rb:{test:}:queue:double") == -1
-        assert client.ttl("rb:{test:}:pending") == -1
+        assert client.ttl("rb:{test:}:pending:double") == -1
         assert result.cancel()
         assert bus.serve_once() == 0
 

@@ -16,7 +16,7 @@ import redis
 
 import redis_bus.protocol
 import redis_bus.worker
-from redis_bus import Bus, BusError, ConnectionLost, WorkerLost
+from redis_bus import Bus, BusError, ConnectionLost, NoWorkers, WorkerLost
 from redis_bus.embedded import EmbeddedRedis
 from tests.support import PATIENCE_SECONDS, Processes, eventually, serving, workers
 
@@ -289,7 +289,8 @@ def test_a_second_signal_stops_at_once_and_the_caller_gets_worker_lost(
     worker.send_signal(signal.SIGTERM)
     # As people do: one that comes within the same instant as another may not be noticed alone.
     eventually(lambda: answer.done() or worker.send_signal(signal.SIGINT))
-    with pytest.raises(WorkerLost, match=f"^{method}: its worker was stopped while it ran"):
+    text = rf"^{method}\(1\): its worker was stopped while it ran"
+    with pytest.raises(WorkerLost, match=text):
         answer.result(20)
     assert worker.wait(SOON_SECONDS) == 0
     assert workers(caller, "held") == 0
@@ -507,3 +508,20 @@ def test_an_async_function_that_will_not_be_cancelled_ends_at_the_third_signal(
     with pytest.raises(WorkerLost):
         answer.result(20)
     worker.wait(SOON_SECONDS)
+
+
+def test_a_worker_that_finishes_its_last_job_serves_nothing_any_more(
+    worker: subprocess.Popen[str], caller: Bus, client: redis.Redis, pool: ThreadPoolExecutor
+) -> None:
+    answer = pool.submit(caller.held, 1)
+    wait_until_entered(client)
+    worker.send_signal(signal.SIGTERM)
+    eventually(lambda: workers(caller, "held") == 0)
+    with pytest.raises(NoWorkers):
+        caller.held.options(fail_fast=True)(2)
+    # Its lease goes on, though: the job is not given away.
+    assert client.zcard("rb:{test:}:workers") == 1
+    assert not answer.done()
+    client.rpush("go", 1)
+    answer.result(20)
+    assert worker.wait(PATIENCE_SECONDS) == 0

@@ -12,7 +12,7 @@ import redis
 from redis_bus import Bus
 from tests.support import eventually, serving
 
-NAMES = {"calls", "hits", "joins", "errors", "queued", "workers", "latency"}
+NAMES = {"calls", "hits", "joins", "errors", "lost", "dead", "queued", "workers", "latency"}
 
 
 @pytest.fixture
@@ -69,6 +69,8 @@ def test_calls_are_hits_joins_and_runs(bus: Bus, caller: Bus) -> None:
             "hits": 0,
             "joins": 4,
             "errors": 0,
+            "lost": 0,
+            "dead": 0,
             "queued": 1,
             "workers": 1,
             "latency": 0,

@@ -1,13 +1,17 @@
 -- include: put_job
+-- include: outlive
 -- include: drop_dead
--- Put a job at the end of a queue, which lives until its last job is dead: `life` ms, 0: for ever.
-local function enqueue(queue, wake, pending, entry, life, now, grace)
-  local waiting = put_job('RPUSH', queue, wake, entry)
-  local left = waiting > 1 and redis.call('PTTL', queue) or 0
-  if life > 0 and left >= 0 and left < life then
-    redis.call('PEXPIRE', queue, life)
-  elseif life == 0 and left > 0 then
-    redis.call('PERSIST', queue)
+-- Push a job on a queue, which lives until its last job is dead: `life` ms, 0: for ever. `note` is
+-- put into `pending`, for a job that may be cancelled. Notes of a queue that is gone are of no use.
+local function enqueue(push, queue, wake, pending, job, note, entry, life, now, grace)
+  local waiting = put_job(push, queue, wake, entry)
+  outlive(queue, life, waiting == 1)
+  if note then
+    if waiting == 1 then
+      redis.call('DEL', pending)
+    end
+    redis.call('HSET', pending, job, note)
+    outlive(pending, life, redis.call('HLEN', pending) == 1)
   end
   if waiting > 100 then
     drop_dead(queue, pending, now, grace, 2)

@@ -1,16 +1,19 @@
 -- A queue entry is a line of text, then the cache key and the arguments, as bytes:
 -- '<job> <attempt> <tries> <deadline> <enqueued> <etag> <mode> <generation> <key size> <method>\n'
 -- (a key size of -: no key)
--- Returns job, deadline, mode and key size; nil for bytes that are not ours.
+-- Returns job, deadline, mode, key size, where the key begins, attempt and tries; nil for bytes
+-- that are not ours.
 local modes = {wait = true, call = true, run = true, refresh = true}
 local function parse_job(entry)
-  local job, deadline, mode, size, rest =
-    string.match(entry, '^([!-~]+) %d+ %d+ (%d+) %d+ [!-~]+ (%a+) %d+ ([%d-]+) [%w_.-]+\n()')
+  local job, attempt, tries, deadline, mode, size, start = string.match(
+    entry,
+    '^([!-~]+) (%d+) (%d+) (%d+) %d+ [!-~]+ (%a+) %d+ ([%d-]+) [%w_.-]+\n()'
+  )
   if not modes[mode] then
     return nil
   end
-  if size ~= '-' and (string.find(size, '-', 1, true) or tonumber(size) > #entry - rest + 1) then
+  if size ~= '-' and (string.find(size, '-', 1, true) or tonumber(size) > #entry - start + 1) then
     return nil
   end
-  return job, deadline, mode, size
+  return job, deadline, mode, size, start, tonumber(attempt), tonumber(tries)
 end

@@ -5,25 +5,28 @@ Keys and arguments are those of `redis_bus.protocol`; replies are what Redis sen
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import redis
 
 from redis_bus import scripts
+from redis_bus.entries import Job, Mode, parse_job
 from redis_bus.protocol import (
+    FLIGHT_CAP_MS,
+    GAP_MS,
+    HOLD_MS,
     LEASE_MS,
+    SWEPT_AT_ONCE,
     Claim,
     Command,
-    Job,
-    Mode,
     Post,
     Route,
     Service,
     evalsha,
-    parse_job,
 )
 from tests.support import PATIENCE_SECONDS, eventually
 
@@ -38,6 +41,8 @@ VALUE = b"mvalue"
 OTHER_VALUE = b"manother"
 ERROR = b"eerror"
 CANCELLED = b"ecancelled"
+LOST = b"elost"
+LETTERS = 1000
 # What a stranger, or half a write, may leave under a key of ours.
 FOREIGN = [
     b"",
@@ -89,8 +94,9 @@ class Driver:
         etag: str = ETAG,
         max_queue: int | None = None,
         keep_ms: int = KEEP_MS,
+        tries: int = 1,
     ) -> Route:
-        return Route(self.service, method, etag, max_queue=max_queue, keep_ms=keep_ms)
+        return Route(self.service, method, etag, max_queue=max_queue, keep_ms=keep_ms, tries=tries)
 
     def post(self, worker: str = "w", methods: Sequence[str] = ("m",)) -> Post:
         return Post(self.service, worker, [self.route(method) for method in methods])
@@ -111,11 +117,13 @@ class Driver:
         max_queue: int | None = None,
         keep_ms: int = KEEP_MS,
         fail_fast: bool = False,
+        but: str | None = None,
+        tries: int = 1,
     ) -> Any:
         """Without a key the caller waits alone, with one it may be joined; or say the mode."""
         if mode is None:
             mode = Mode.WAIT if key is None else Mode.CALL
-        route = self.route(method, etag=etag, max_queue=max_queue, keep_ms=keep_ms)
+        route = self.route(method, etag=etag, max_queue=max_queue, keep_ms=keep_ms, tries=tries)
         command = route.call(
             job or self.new_id(),
             body,
@@ -123,6 +131,7 @@ class Driver:
             budget_ms=budget_ms,
             key=key,
             fail_fast=fail_fast,
+            but=but,
         )
         return self.send(*command)
 
@@ -189,7 +198,7 @@ class Driver:
 
     def cancel(self, job: str, key: bytes | None = None, method: str = "m") -> Any:
         flight = None if key is None else self.route(method).flight(key)
-        return self.send(*self.service.cancel(job, flight, CANCELLED, KEEP_MS))
+        return self.send(*self.route(method).cancel(job, flight, CANCELLED))
 
     def beat(
         self,
@@ -199,18 +208,66 @@ class Driver:
         lease_ms: int = LEASE_MS,
     ) -> Any:
         routes = [self.route(method) for method in methods]
-        keys: list[bytes | str] = [self.service.workers]
+        keys: list[bytes | str] = [self.service.workers, self.service.running(worker)]
         for route in routes:
             keys += [route.queue, route.wake, route.serving]
         keys += [routes[0].flight(job.key or b"") for job in flights]
         jobs = [job.id for job in flights]
-        return self.send(*evalsha("beat", keys, worker, lease_ms, len(routes), *jobs))
+        return self.send(*evalsha("beat", keys, worker, lease_ms, HOLD_MS, len(routes), *jobs))
 
     def leave(self, worker: str = "w", methods: Sequence[str] = ("m",)) -> Any:
         return self.send(*self.post(worker, methods).leave())
 
-    def state(self, job: str, enqueued_ms: int, method: str = "m") -> Any:
-        return self.send(*self.route(method).state(job, enqueued_ms))
+    def state(
+        self, job: str, enqueued_ms: int, method: str = "m", workers: Sequence[str] = ()
+    ) -> Any:
+        return self.send(*self.route(method).state(job, enqueued_ms, workers))
+
+    def sweep(
+        self, *, lease_ms: int = LEASE_MS, gap_ms: int = GAP_MS, most: int = SWEPT_AT_ONCE
+    ) -> tuple[int, list[bytes]]:
+        """Return the ms until the next lease ends, and the workers whose lease has ended."""
+        keys = [self.service.workers, self.service.swept]
+        left, *ended = self.send(*evalsha("sweep", keys, lease_ms, gap_ms, most))
+        return left, ended
+
+    def held(self, worker: str = "w") -> dict[bytes, bytes]:
+        """What a worker whose lease has ended holds: job and head of its entry."""
+        found = self.send(*self.service.claims(worker))
+        return dict(zip(found[::2], found[1::2], strict=True))
+
+    def reclaim(
+        self,
+        job: str,
+        key: bytes | None = None,
+        *,
+        worker: str = "w",
+        method: str = "m",
+        outcome: bytes = LOST,
+        keep_ms: int = KEEP_MS,
+        letters: int = LETTERS,
+    ) -> Any:
+        route, service = self.route(method), self.service
+        keys: list[bytes | str] = [service.workers, service.running(worker), route.queue]
+        keys += [route.wake, route.pending, service.reply(job), route.stats, route.dead]
+        keys += [] if key is None else [route.flight(key)]
+        times = (keep_ms, LEASE_MS, LEASE_MS, FLIGHT_CAP_MS)
+        return self.send(*evalsha("reclaim", keys, worker, job, outcome, *times, letters))
+
+    def bury(
+        self,
+        entry: bytes,
+        job: bytes | str | None = None,
+        *,
+        worker: str = "w",
+        letters: int = LETTERS,
+    ) -> Any:
+        keys = [self.route().dead] + ([] if job is None else [self.service.running(worker)])
+        claimed = [] if job is None else [job]
+        return self.send(*evalsha("bury", keys, worker, entry, letters, *claimed))
+
+    def retry(self, letter: bytes, entry: bytes, job: str, method: str = "m") -> Any:
+        return self.send(*self.route(method).retry_letter(letter, entry, job))
 
     def new_id(self) -> str:
         return f"job-{next(self._ids)}"
@@ -257,9 +314,17 @@ class Driver:
     def claims(self, worker: str = "w") -> list[str]:
         return sorted(job.decode() for job in self.send("HKEYS", self.service.running(worker)))
 
-    def pending(self) -> dict[str, bytes]:
-        flat = iter(self.client.hgetall(self.service.pending).items())
+    def pending(self, method: str = "m") -> dict[str, bytes]:
+        flat = iter(self.client.hgetall(self.route(method).pending).items())
         return {job.decode(): noted for job, noted in flat}
+
+    def lease_ends(self) -> dict[str, float]:
+        """The workers, and when the lease of each ends."""
+        found = self.client.zrange(self.service.workers, 0, -1, withscores=True)
+        return {worker.decode(errors="replace"): ends for worker, ends in found}
+
+    def letters(self, method: str = "m") -> list[bytes]:
+        return list(self.send(*self.route(method).letters()))
 
     def stats(self, method: str = "m") -> dict[str, int]:
         found = self.client.hgetall(self.route(method).stats)
@@ -292,6 +357,25 @@ class Driver:
         flight = self.route(method).flight(key)
         self.send("PEXPIRE", flight, 1)
         eventually(lambda: self.send("EXISTS", flight) == 0)
+
+    def end_lease(self, worker: str = "w", ends_ms: float | None = None) -> None:
+        """Let a lease end in the past; 0: it is known that the worker is dead."""
+        if ends_ms is None:
+            ends_ms = self.now_ms() - 1
+        self.client.zadd(self.service.workers, {worker: ends_ms})
+
+    @contextlib.contextmanager
+    def memory_full(self) -> Iterator[None]:
+        """Redis refuses whatever needs memory, and evicts nothing."""
+        full = {"maxmemory-policy": "noeviction", "maxmemory": "1"}
+        before = {name: self.client.config_get(name)[name] for name in full}
+        try:
+            for name, value in full.items():
+                self.client.config_set(name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                self.client.config_set(name, value)
 
     def make_stale(self, key: bytes, method: str = "m") -> None:
         """Set the soft expiry of a value into the past."""

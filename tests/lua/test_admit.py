@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import redis
 
-from redis_bus.protocol import LEASE_MS, MOVED_TAG, Job, Mode, needs_admission
+from redis_bus.entries import Job, Mode
+from redis_bus.protocol import HOLD_MS, LEASE_MS, MOVED_TAG, needs_admission
 from tests.lua.driver import (
     FOREIGN,
     KEEP_MS,
@@ -98,7 +99,7 @@ def test_a_job_in_time_whose_flight_is_its_own_runs(lua: Driver) -> None:
     job = lua.taken()
     assert lua.admit(job) == b"run"
     assert lua.flight(b"k") == (job.id, lua.generation(), "0")
-    assert within(lua.ttl(lua.route().flight(b"k")), LEASE_MS)
+    assert within(lua.ttl(lua.route().flight(b"k")), HOLD_MS)
 
 
 def test_a_job_without_a_deadline_is_not_late(lua: Driver) -> None:
@@ -109,7 +110,7 @@ def test_a_job_without_a_deadline_is_not_late(lua: Driver) -> None:
 def test_where_nobody_flies_it_owns_the_flight_again(lua: Driver, lost: Job) -> None:
     assert lua.admit(lost) == b"run"
     assert lua.flight(b"k") == (lost.id, lua.generation(), "2")
-    assert within(lua.ttl(lua.route().flight(b"k")), LEASE_MS)
+    assert within(lua.ttl(lua.route().flight(b"k")), HOLD_MS)
     assert lua.call(key=b"k") == [b"joined", lost.id.encode()]
     assert lua.finish(lost) == b"done"
     assert lua.outcome(b"k") == VALUE

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from redis_bus.protocol import LEASE_MS
+from redis_bus.protocol import HOLD_MS, LEASE_MS
 from tests.lua.driver import FOREIGN, VALUE, Driver, within
 
 
@@ -75,6 +75,56 @@ def test_the_last_worker_that_leaves_leaves_no_keys(lua: Driver) -> None:
     assert lua.all_keys() == before
 
 
+def test_a_worker_that_leaves_while_it_holds_jobs_is_given_up_at_once(lua: Driver) -> None:
+    job = lua.queued()
+    lua.beat()
+    lua.take()
+    lua.leave()
+    assert lease_ends(lua, lua.service.workers) == {"w": 0}
+    assert lease_ends(lua, lua.route().serving) == {}
+    lua.client.delete(lua.service.swept)
+    assert lua.sweep()[1] == [b"w"]  # there is no grace for it
+    assert set(lua.held()) == {job.encode()}
+
+
+def test_a_worker_that_left_and_beats_again_is_alive(lua: Driver) -> None:
+    lua.queued()
+    lua.take()
+    lua.leave()
+    lua.beat()
+    assert lease_ends(lua, lua.service.workers)["w"] > lua.now_ms()
+
+
+def test_what_nobody_serves_any_more_is_forgotten(lua: Driver) -> None:
+    lua.beat()
+    assert within(lua.ttl(lua.route().serving), HOLD_MS)
+    lua.client.pexpire(lua.route().serving, 1_000)
+    lua.leave("other")
+    assert lua.ttl(lua.route().serving) <= 1_000
+    lua.beat("other")
+    assert within(lua.ttl(lua.route().serving), HOLD_MS)
+
+
+def test_it_renews_where_memory_is_full(lua: Driver) -> None:
+    lua.queued(key=b"k")
+    job = lua.taken()
+    lua.queued()
+    lua.pop_token()
+    lua.end_lease()
+    lua.client.pexpire(lua.route().flight(b"k"), 1_000)
+    with lua.memory_full():
+        assert lua.beat(flights=[job]) == 1
+        assert lua.beat("new") == 0
+    assert lua.tokens() == 1
+    assert within(lua.ttl(lua.route().flight(b"k")), HOLD_MS)
+    for key in (lua.service.workers, lua.route().serving):
+        assert all(ends > lua.now_ms() for ends in lease_ends(lua, key).values())
+        assert set(lease_ends(lua, key)) == {"w", "new"}
+    with lua.memory_full():
+        lua.leave()
+    assert lease_ends(lua, lua.service.workers)["w"] == 0
+
+
 def test_dead_workers_are_dropped_from_what_is_served(lua: Driver) -> None:
     now = lua.now_ms()
     lua.client.zadd(lua.route().serving, {"dead": now - 1, "alive": now + 60_000})
@@ -123,7 +173,7 @@ def test_the_flight_of_a_running_job_lives_on(lua: Driver) -> None:
     job = lua.taken()
     lua.client.pexpire(lua.route().flight(b"k"), 1000)
     lua.beat(flights=[job])
-    assert within(lua.ttl(lua.route().flight(b"k")), LEASE_MS)
+    assert within(lua.ttl(lua.route().flight(b"k")), HOLD_MS)
     assert lua.ttl(lua.route().flight(b"k")) > 1000
 
 

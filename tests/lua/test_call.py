@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import redis
 
-from redis_bus.protocol import FLIGHT_CAP_MS, LEASE_MS, Mode, parse_job
+from redis_bus.entries import Mode, parse_job
+from redis_bus.protocol import FLIGHT_CAP_MS, LEASE_MS
 from tests.lua.driver import (
     BUDGET_MS,
     ERROR,
@@ -256,9 +257,25 @@ def test_a_method_without_a_cache_key_has_no_flight(lua: Driver) -> None:
 
 
 def test_a_run_is_pending_so_that_it_can_be_cancelled(lua: Driver) -> None:
-    plain, keyed = lua.run()[1].decode(), lua.run(key=b"k:{}\n")[1].decode()
+    plain, keyed = lua.queued(mode=Mode.RUN), lua.queued(mode=Mode.RUN, key=b"k:{}\n")
     assert lua.pending() == {plain: b"", keyed: b"kk:{}\n"}
-    assert lua.ttl(lua.service.pending) == -1  # as long as they wait, which has no end
+
+
+@pytest.mark.parametrize("budgets", [[BUDGET_MS], [0], [0, 1000], [1000, 0], [2000, 1000]])
+def test_a_job_is_pending_for_as_long_as_its_queue_lives(lua: Driver, budgets: list[int]) -> None:
+    for budget_ms in budgets:
+        lua.run(budget_ms=budget_ms)
+    life_ms = lua.ttl(lua.route().queue)
+    assert (life_ms == -1) == (0 in budgets)
+    assert abs(lua.ttl(lua.route().pending) - life_ms) < 1000
+
+
+def test_notes_of_a_queue_that_is_gone_are_forgotten(lua: Driver) -> None:
+    lua.run()
+    lua.client.delete(lua.route().queue)
+    job = lua.queued(mode=Mode.RUN, budget_ms=0)
+    assert lua.pending() == {job: b""}
+    assert lua.ttl(lua.route().pending) == -1
 
 
 @pytest.mark.parametrize("mode", [Mode.WAIT, Mode.CALL])
@@ -444,6 +461,66 @@ def test_a_worker_of_another_method_does_not_count(lua: Driver) -> None:
 def test_a_worker_whose_lease_ended_does_not_count(lua: Driver) -> None:
     lua.client.zadd(lua.route().serving, {"dead": lua.now_ms() - 1})
     assert lua.call(fail_fast=True, mode=Mode.CALL) == [b"no_workers"]
+
+
+@pytest.mark.parametrize("key", [None, b"k"])
+def test_one_worker_can_be_left_out_of_those_that_serve(lua: Driver, key: bytes | None) -> None:
+    def call() -> object:
+        return lua.call(key=key, mode=Mode.CALL, but="busy")[0]
+
+    assert call() == b"no_workers"
+    lua.beat("busy")
+    before = lua.all_keys()
+    assert call() == b"no_workers"
+    assert lua.all_keys() == before
+    lua.client.zadd(lua.route().serving, {"dead": lua.now_ms() - 1})
+    assert call() == b"no_workers"
+    lua.beat("other")
+    assert call() == b"queued"
+
+
+def test_a_worker_left_out_whose_lease_ended_is_not_counted_twice(lua: Driver) -> None:
+    lua.client.zadd(lua.route().serving, {"busy": lua.now_ms() - 1})
+    assert lua.call(mode=Mode.CALL, but="busy") == [b"no_workers"]
+    lua.client.zadd(lua.route().serving, {"other": lua.now_ms() + 60_000})
+    assert lua.call(mode=Mode.CALL, but="busy")[0] == b"queued"
+
+
+def test_a_worker_that_does_not_serve_it_may_be_left_out(lua: Driver) -> None:
+    lua.beat("other")
+    assert lua.call(but="busy")[0] == b"queued"
+
+
+# -- where memory is full -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", [None, b"k"])
+@pytest.mark.parametrize("mode", [Mode.WAIT, Mode.CALL, Mode.RUN])
+def test_what_would_be_enqueued_is_refused_where_memory_is_full_and_nothing_changes(
+    lua: Driver, key: bytes | None, mode: Mode
+) -> None:
+    before = (lua.all_keys(), lua.stats())
+    with lua.memory_full(), pytest.raises(redis.ResponseError, match="maxmemory"):
+        lua.call(key=key, mode=mode, max_queue=1)
+    assert (lua.all_keys(), lua.stats()) == before
+    assert lua.call(key=key, mode=mode, max_queue=1)[0] == b"queued"
+
+
+def test_what_would_be_joined_is_refused_where_memory_is_full_and_nothing_changes(
+    lua: Driver,
+) -> None:
+    leader = lua.queued(key=b"k")
+    before = (lua.all_keys(), lua.stats())
+    with lua.memory_full(), pytest.raises(redis.ResponseError, match="maxmemory"):
+        lua.call(key=b"k")
+    assert (lua.all_keys(), lua.stats()) == before
+    assert lua.flight(b"k") == (leader, lua.generation(), "0")
+
+
+def test_a_hit_is_served_where_memory_is_full(lua: Driver) -> None:
+    lua.fill(b"k")
+    with lua.memory_full():
+        assert lua.call(key=b"k")[0] == b"hit"
 
 
 # -- past the soft expiry -------------------------------------------------------------------------

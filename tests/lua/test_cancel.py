@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from redis_bus.protocol import Mode
+from redis_bus.entries import Mode
 from tests.lua.driver import CANCELLED, FOREIGN, KEEP_MS, VALUE, Driver, Waiter, within
 from tests.support import eventually
 
@@ -21,7 +21,7 @@ def test_foreign_bytes_in_the_flight_tell_not_who_waits(lua: Driver, found: byte
 @pytest.mark.parametrize("found", FOREIGN)
 def test_foreign_bytes_in_pending_do_not_matter(lua: Driver, found: bytes) -> None:
     job = lua.queued(mode=Mode.RUN)
-    lua.client.hset(lua.service.pending, job, found)
+    lua.client.hset(lua.route().pending, job, found)
     assert lua.cancel(job) == b"cancelled"
 
 

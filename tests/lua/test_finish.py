@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import redis
 
-from redis_bus.protocol import LEASE_MS, Job, Mode
+from redis_bus.entries import Job, Mode
+from redis_bus.protocol import LEASE_MS
 from tests.lua.driver import (
     ERROR,
     EXPIRE_MS,
@@ -205,8 +206,8 @@ def test_a_job_of_an_old_generation_stores_nothing_though_it_flies(lua: Driver, 
 
 def test_a_job_without_a_cache_key_stores_nothing(lua: Driver) -> None:
     lua.queued()
-    before = lua.all_keys() - {lua.route().queue.encode(), lua.route().wake.encode()}
     taken = lua.taken()
+    before = lua.all_keys() - {lua.service.running("w").encode()}
     lua.finish(taken)
     assert lua.all_keys() - before == {lua.service.reply(taken.id).encode()}
 
@@ -323,6 +324,17 @@ def test_a_waiter_who_comes_later_is_answered_at_once(lua: Driver, job: Job) -> 
     for _ in range(3):
         assert lua.send(*lua.service.wait_shared(job.id, 1)) == VALUE
     assert within(lua.reply_ttl(job.id), BRIEF_MS)
+
+
+@pytest.mark.parametrize("key", [None, b"k"])
+def test_it_answers_and_stores_where_memory_is_full(lua: Driver, key: bytes | None) -> None:
+    lua.queued(key=key)
+    job = lua.taken()
+    with lua.memory_full():
+        assert lua.finish(job) == b"done"
+    assert lua.reply(job.id) == [VALUE]
+    assert key is None or lua.outcome(key) == VALUE
+    assert lua.stats()["runs"] == 1
 
 
 # -- statistics -----------------------------------------------------------------------------------

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import redis
 
-from redis_bus.protocol import Mode
-from tests.lua.driver import FOREIGN, Driver
+from redis_bus.entries import Mode
+from redis_bus.protocol import FLIGHT_CAP_MS, LEASE_MS
+from tests.lua.driver import FOREIGN, Driver, within
 
 
 @pytest.mark.parametrize("found", FOREIGN)
@@ -95,6 +96,51 @@ def test_who_waits_is_not_made_pending(lua: Driver, mode: Mode) -> None:
     lua.taken()
     lua.release(job)
     assert lua.pending() == {}
+
+
+def test_a_run_that_waits_for_ever_does_so_again_in_a_queue_that_had_an_end(lua: Driver) -> None:
+    job = lua.queued(mode=Mode.RUN, budget_ms=0)
+    lua.taken()
+    lua.queued(mode=Mode.RUN, budget_ms=1_000)
+    assert lua.ttl(lua.route().queue) > 0
+    lua.release(job)
+    assert [lua.ttl(key) for key in (lua.route().queue, lua.route().pending)] == [-1, -1]
+
+
+@pytest.mark.parametrize("others", [[], [1_000], [1_000, 2_000]])
+def test_a_queue_lives_as_long_as_the_job_given_back(lua: Driver, others: list[int]) -> None:
+    job = lua.queued(mode=Mode.RUN, budget_ms=60_000)
+    lua.taken()
+    for budget_ms in others:
+        lua.queued(mode=Mode.RUN, budget_ms=budget_ms)
+    lua.release(job)
+    for key in (lua.route().queue, lua.route().pending):
+        assert within(lua.ttl(key), 60_000 + FLIGHT_CAP_MS + LEASE_MS)
+
+
+def test_a_job_given_back_shortens_the_life_of_no_queue(lua: Driver) -> None:
+    job = lua.queued(budget_ms=1_000)
+    lua.taken()
+    lua.queued(budget_ms=60_000)
+    lua.release(job)
+    assert within(lua.ttl(lua.route().queue), 60_000 + FLIGHT_CAP_MS + LEASE_MS)
+
+
+def test_a_job_that_nobody_waits_for_any_more_goes_back_to_be_dropped(lua: Driver) -> None:
+    lua.queued(budget_ms=50)
+    job = lua.taken()
+    lua.pass_by(job.deadline_ms)
+    assert lua.release(job.id) == 1
+    assert lua.take() is None
+    assert lua.length() == 0
+
+
+def test_it_gives_back_where_memory_is_full(lua: Driver) -> None:
+    job = lua.queued(mode=Mode.RUN, key=b"k")
+    lua.taken()
+    with lua.memory_full():
+        assert lua.release(job) == 1
+    assert (lua.length(), lua.tokens(), lua.pending()) == (1, 1, {job: b"kk"})
 
 
 def test_the_flight_of_a_job_given_back_is_still_its_own(lua: Driver) -> None:

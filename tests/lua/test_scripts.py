@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from redis_bus import scripts
-from redis_bus.protocol import Mode
+from redis_bus.entries import Mode
 from tests.lua.driver import OTHER_SHAPE, Driver
 from tests.support import ROOT
 
@@ -19,8 +19,8 @@ FOLDER = ROOT / "lua"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.lua"))
 SHARED = sorted(path.stem for path in (FOLDER / "lib").glob("*.lua"))
 STEPS = [
-    *("admit", "beat", "call", "cancel", "clear", "clear_all", "discard", "finish"),
-    *("publish", "release", "state", "take"),
+    *("admit", "beat", "bury", "call", "cancel", "claims", "clear", "clear_all", "discard"),
+    *("finish", "publish", "reclaim", "release", "retry", "state", "sweep", "take"),
 ]
 MOST_LINES = 80
 MOST_COLUMNS = 100
@@ -173,7 +173,7 @@ def one_of_each(lua: Driver) -> Iterator[str]:
     job = lua.taken(methods=["m", "other"])
     lua.beat(flights=[job])
     yield "beat"
-    lua.state(job.id, 1)
+    lua.state(job.id, 1, workers=["w", "w2"])
     yield "state"
     lua.finish(job, stale_ms=1000)
     lua.make_stale(b"k")
@@ -201,6 +201,32 @@ def one_of_each(lua: Driver) -> Iterator[str]:
     yield "admit"
     lua.discard(b"k", "0")
     yield "discard"
+    lua.sweep()
+    lost = {
+        lua.queued(key=key, mode=mode, tries=tries): key
+        for tries in (1, 3)
+        for mode in (Mode.CALL, Mode.RUN)
+        for key in (None, f"{mode.value}{tries}".encode())
+    }
+    while lua.take("dies"):
+        pass
+    lua.client.hset(lua.service.running("dies"), "foreign", "foreign")
+    lua.leave("dies")
+    lua.sweep()
+    yield "sweep"
+    lua.held("dies")
+    for job_id, key in lost.items():
+        lua.reclaim(job_id, key, worker="dies")
+    yield "reclaim"
+    lua.held("dies")
+    yield "claims"
+    lua.bury(b"foreign")
+    lua.bury(b"foreign", "none")
+    yield "bury"
+    entry = next(letter for letter in lua.letters() if b" lost " in letter).partition(b"\n")[2]
+    lua.client.rpush(lua.route().dead, "letter")
+    lua.retry(b"letter", entry, "any")
+    yield "retry"
     lua.clear_all()
     lua.publish(shape=OTHER_SHAPE)
     yield "clear_all"

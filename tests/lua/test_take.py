@@ -5,7 +5,8 @@ import hypothesis.strategies as st
 import pytest
 import redis
 
-from redis_bus.protocol import Mode, parse_job
+from redis_bus.entries import Mode, parse_job
+from redis_bus.protocol import LEASE_MS
 from tests.lua.driver import ETAG, FOREIGN, Driver
 
 HEAD = f"job 1 1 0 1 {ETAG} run 1"
@@ -102,8 +103,25 @@ def test_what_take_claims_has_the_index_of_its_method(three: Driver) -> None:
     assert three.send(*post.take(post.routes))[0] == 3
 
 
-def test_a_queue_of_another_type_is_refused_by_redis(lua: Driver) -> None:
-    lua.client.set(lua.route().queue, "foreign")
+@pytest.mark.parametrize("token", [True, False])
+@pytest.mark.parametrize("order", ["abc", "bca", "cab"])
+def test_a_queue_of_another_type_counts_as_empty_and_hides_no_other(
+    three: Driver, order: str, token: bool
+) -> None:
+    three.client.set(three.route("b").queue, "foreign")
+    if token:
+        three.client.rpush(three.route("b").wake, 1)
+    assert three.take(methods=order) is None
+    jobs = {three.queued("a"), three.queued("c")}
+    assert {three.taken(methods=order).id for _ in jobs} == jobs
+    assert three.take(methods=order) is None
+    assert three.client.get(three.route("b").queue) == b"foreign"
+    assert three.tokens("b") <= 1
+
+
+def test_claims_of_another_type_are_refused_by_redis(lua: Driver) -> None:
+    lua.queued()
+    lua.client.set(lua.service.running("w"), "foreign")
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         lua.take()
 
@@ -173,6 +191,44 @@ def test_methods_that_the_worker_does_not_serve_are_left(three: Driver) -> None:
     assert (three.length("a"), three.tokens("a")) == (1, 1)
 
 
+# -- leases ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ends_ms", [None, 0])
+def test_a_claim_renews_the_lease(lua: Driver, ends_ms: int | None) -> None:
+    lua.end_lease("w", ends_ms)
+    lua.queued()
+    before = lua.now_ms()
+    lua.taken()
+    assert before + LEASE_MS <= lua.lease_ends()["w"] <= lua.now_ms() + LEASE_MS
+
+
+def test_a_worker_that_nobody_knows_is_known_by_its_claim(lua: Driver) -> None:
+    lua.queued()
+    lua.taken("new")
+    assert list(lua.lease_ends()) == ["new"]
+
+
+def test_without_a_claim_no_lease_is_renewed(lua: Driver) -> None:
+    lua.end_lease(ends_ms=1)
+    assert lua.take() is None
+    lua.client.rpush(lua.route().queue, "foreign")
+    claim = lua.take()
+    assert claim is not None
+    assert claim.foreign
+    assert lua.lease_ends() == {"w": 1}
+
+
+def test_it_claims_where_memory_is_full(three: Driver) -> None:
+    jobs = [three.queued("a", mode=Mode.RUN), three.queued("a"), three.queued("b")]
+    three.pop_token("a")
+    three.pop_token("b")
+    with three.memory_full():
+        assert [three.taken(methods="abc").id for _ in jobs] == jobs
+    assert three.claims() == jobs
+    assert [three.tokens(method) for method in "abc"] == [0, 0, 0]
+
+
 # -- what is dropped on the way -------------------------------------------------------------------
 
 
@@ -221,7 +277,7 @@ def test_a_job_that_is_taken_cannot_be_cancelled_any_more(lua: Driver) -> None:
 
 def test_a_run_whose_note_was_lost_still_runs(lua: Driver) -> None:
     jobs = [lua.queued(mode=Mode.RUN), lua.queued(mode=Mode.RUN, key=b"k")]
-    lua.client.delete(lua.service.pending)
+    lua.client.delete(lua.route().pending)
     assert [lua.taken().id for _ in jobs] == jobs
 
 

@@ -1,0 +1,88 @@
+"""Dead letters: jobs that were given up, kept for people to look at, try again or drop."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from typing import TYPE_CHECKING
+
+from . import codec
+from .entries import Job, Letter, parse_job, parse_letter, retried
+from .errors import BusError, ProtocolError, SerializationError
+from .result import AsyncResult
+from .target import ShownCall, Target
+
+if TYPE_CHECKING:
+    from .core import Core
+
+
+class DeadLetter:
+    """A job that no worker could finish; `Method.dead_letters` lists them.
+
+    ``id`` is the job's, or a digest where the bytes are no job. ``why``: 'lost' with the workers
+    that ran it, or 'foreign': not written by this library. ``time`` (UTC) is when that was found,
+    ``worker`` by whom it was held, ``attempts`` how often it was begun, ``call`` what was called.
+    """
+
+    def __init__(self, core: Core, target: Target, letter: Letter) -> None:
+        self._core = core
+        self._target = target
+        self._letter = letter
+        self._job = _job_of(letter)
+        self.method = target.name
+        self.id = self._job.id if self._job else hashlib.sha256(letter.raw).hexdigest()[:16]
+        self.why = letter.why
+        self.time = datetime.datetime.fromtimestamp(letter.when_ms / 1000, datetime.timezone.utc)
+        self.worker = letter.worker
+        self.attempts = self._job.attempt if self._job else 0
+        self.call = _shown(target, self._job, letter.entry)
+
+    def retry(self) -> AsyncResult:
+        """Give the job to the workers again, as often as before, and return its result to be.
+
+        It has no deadline any more. Raises BusError where the bytes are no job, or where somebody
+        else has retried or dropped the letter.
+        """
+        job = self._job
+        if job is None:
+            raise BusError(
+                f"{self.method}: dead letter {self.id} is no job: it can only be dropped"
+            )
+        entry = retried(self._letter.entry)
+        command = self._target.route.retry_letter(self._letter.raw, entry, job.id)
+        if not self._core.transport.ask(command)[0]:
+            raise BusError(f"{self.method}: dead letter {self.id} is not there any more")
+        return AsyncResult(self._core, self._target.route, job.id)
+
+    def drop(self) -> bool:
+        """Delete the letter. Returns whether it was still there."""
+        command = self._target.route.drop_letter(self._letter.raw)
+        return bool(self._core.transport.ask(command)[0])
+
+    def __repr__(self) -> str:
+        return f"<dead letter {self.id} of {self.call}: {self.why}, {self.time:%Y-%m-%d %H:%M:%S}>"
+
+
+def dead_letters(core: Core, target: Target) -> list[DeadLetter]:
+    """Return the dead letters of a method, oldest first."""
+    found = core.transport.ask(target.route.letters())[0]
+    return [DeadLetter(core, target, parse_letter(raw)) for raw in found]
+
+
+def _job_of(letter: Letter) -> Job | None:
+    try:
+        return parse_job(letter.entry)
+    except ProtocolError:
+        return None
+
+
+def _shown(target: Target, job: Job | None, entry: bytes) -> str:
+    if job is None:
+        return f"{target.name}: {entry[:60]!r}"
+    try:
+        match codec.decode(job.body, target.serializer):
+            case [list(args), dict(kwargs)]:
+                return str(ShownCall(target.name, tuple(args), kwargs))
+    except (ProtocolError, SerializationError):
+        pass
+    return f"{target.name}(<{len(job.body)} bytes>)"

@@ -1,0 +1,39 @@
+"""Nested: what the job that runs here means for the calls that it makes."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import NamedTuple
+
+from .protocol import Route
+
+
+class Host(NamedTuple):
+    """The worker that runs a job, as far as it can run no other meanwhile."""
+
+    worker: str
+    base: str  # what the keys of its service begin with
+    methods: frozenset[str]
+    job: str
+
+
+_host: ContextVar[Host | None] = ContextVar("redis_bus_host", default=None)
+
+
+def runs_on(host: Host | None) -> None:
+    """Note for the calls made from here on which worker waits for them."""
+    _host.set(host)
+
+
+def current_job() -> str | None:
+    """The id of the job on whose behalf this code runs."""
+    host = _host.get()
+    return None if host is None else host.job
+
+
+def busy_worker(route: Route) -> str | None:
+    """The worker that serves a method and is busy with the job that calls it, if there is one."""
+    host = _host.get()
+    if host is None or host.base != route.service.base or route.method not in host.methods:
+        return None
+    return host.worker
