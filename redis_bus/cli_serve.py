@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 
 import click
 from click.core import ParameterSource
@@ -21,6 +22,7 @@ from .cli_common import Exit, Seconds, fail, hide_passwords, option, url_option
 from .cli_signals import EndingSignals, bounded_shutdown
 from .cli_target import BadTarget, load_bus, split_target
 from .embedded import EmbeddedRedis, EmbeddedUnavailable
+from .supervisor import Supervised, Supervisor
 from .worker import importing
 
 logger = logging.getLogger("redis_bus")
@@ -34,6 +36,13 @@ NAMES_SHOWN = 6
 @click.command(short_help="Serve a bus of a module (the default command).")
 @click.argument("target")
 @option("-p", "--pattern", metavar="GLOB", help="Only the methods that match, such as 'math_*'.")
+@option(
+    "-w",
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Serve in N processes, started again when they die; else in this process alone.",
+)
 @option("-d", "--debug", is_flag=True, help="On an exception, open pdb in the frame that raised.")
 @option("-b", "--burst", is_flag=True, help="Run what is queued now, then exit.")
 @option(
@@ -66,6 +75,7 @@ def serve(
     context: click.Context,
     target: str,
     pattern: str | None,
+    workers: int | None,
     debug: bool,
     burst: bool,
     shutdown_timeout: float,
@@ -82,8 +92,13 @@ def serve(
     """
     if embedded and context.get_parameter_source("url") is ParameterSource.COMMANDLINE:
         raise click.UsageError("--embedded brings its own Redis: leave out --url")
+    if workers and debug:
+        raise click.UsageError("--debug needs one process, for its pdb: leave out --workers")
     _set_up_logging(log_level, log_format)
-    say = _say_json if log_format == "json" else _say_text
+    supervised = Supervised.from_environment()
+    say: Callable[[str], None] = _say_json if log_format == "json" else _say_text
+    if supervised is not None:
+        say = supervised.notes.append
     with EndingSignals() as signals, contextlib.ExitStack() as stack:
         told = None
         _check_shape(target)
@@ -97,6 +112,21 @@ def serve(
         if url:
             # The module makes its bus itself: this is where it looks for the address.
             os.environ["REDIS_BUS_URL"] = url
+        if workers:
+            # The URL is not among them: `ps` would show its password.
+            options = [f"--shutdown-timeout={shutdown_timeout}"]
+            options += [f"--log-level={log_level}", f"--log-format={log_format}"]
+            options += [] if pattern is None else [f"--pattern={pattern}"]
+            options += ["--burst"] if burst else []
+            supervisor = Supervisor(
+                [*options, "--", target],
+                workers,
+                say=say,
+                first=[told] if told else [],
+                burst=burst,
+                shutdown_timeout=shutdown_timeout,
+            )
+            raise click.exceptions.Exit(supervisor.run())
         try:
             bus = load_bus(target)
             names = _served(bus, target, pattern)
@@ -116,20 +146,29 @@ def serve(
         with signals.held():
             worker = stack.enter_context(bus._serving(pattern, debug=debug))
             signals.serving(worker.stop)
-        stop = "" if burst else "; ctrl-C stops"
-        say(f"serving {_shorten(names)} on bus {bus.name!r} at {bus._core.transport.address}{stop}")
+        banner = f"serving {_shorten(names)} on bus {bus.name!r} at {bus._core.transport.address}"
+        if supervised is None:
+            say(banner if burst else f"{banner}; ctrl-C stops")
         for name in names:
             if hasattr(type(bus), name) or name in vars(bus):
                 say(
                     f"method {name!r} is reached with bus[{name!r}] only: "
                     "Bus has an attribute of that name"
                 )
+        if supervised is not None:
+            worker.succeeds = supervised.succeeds
+            # What Redis refuses is found out before it counts as served.
+            bus._core.drive(bus._core.publish(worker.registrations))
+            supervised.serves(worker.id, banner)
         with bounded_shutdown(shutdown_timeout):
-            if burst:
-                done = worker.serve_once()
-                say(f"ran {done} job{'' if done == 1 else 's'}")
-            else:
+            if not burst:
                 worker.serve()
+                return
+            done = worker.serve_once()
+            if supervised is not None:
+                supervised.has_run(done)
+            else:
+                say(f"ran {done} job{'' if done == 1 else 's'}")
 
 
 def _check_shape(target: str) -> None:

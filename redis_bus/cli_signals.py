@@ -97,6 +97,55 @@ class EndingSignals:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+class SignalPipe:
+    """Takes signals as numbers to be read, for a loop that waits for other things, too.
+
+    Nothing is raised anywhere. A SIGHUP that is ignored, as nohup has it, stays so.
+    """
+
+    def __init__(self, *numbers: int) -> None:
+        self._numbers = numbers
+        self._before: dict[int, Any] = {}
+        self._wakeup_before = -1
+        self._reader, self._writer = socket.socketpair()
+
+    def __enter__(self) -> SignalPipe:
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        descriptor = self._writer.fileno()
+        self._wakeup_before = signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+        for number in self._numbers:
+            before = signal.getsignal(number)
+            if number != signal.SIGHUP or before is not signal.SIG_IGN:
+                self._before[number] = before
+                # Python tells the descriptor of signals that have a handler.
+                signal.signal(number, lambda number, frame: None)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._reader.close()
+        self._writer.close()
+
+    def fileno(self) -> int:
+        """The descriptor that can be read where a signal came."""
+        return self._reader.fileno()
+
+    def read(self) -> list[int]:
+        """Return the signals that came since the last time, without a wait."""
+        try:
+            return list(self._reader.recv(4096))
+        except BlockingIOError:
+            return []
+
+
 @contextlib.contextmanager
 def bounded_shutdown(seconds: float) -> Iterator[None]:
     """So long after the first signal, send this process a second: the worker then stops at once.
@@ -118,7 +167,10 @@ def bounded_shutdown(seconds: float) -> Iterator[None]:
             os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=watch, name="redis-bus shutdown", daemon=True)
+    # It inherits the mask: a signal that it took would not end what the main thread waits for.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     thread.start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     try:
         yield
