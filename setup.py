@@ -36,6 +36,7 @@ setup(
             "ipython>=8",
             "build>=1.2",
             "docutils>=0.20",
+            "trustme>=1.1",
             "mypy>=1.10",
             "ruff>=0.6",
         ],
