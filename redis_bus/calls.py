@@ -213,8 +213,12 @@ def _call_alone(
         return None
     if reply is not None:
         return bytes(reply[1])
-    ticket = Ticket(target.route, job, status[2], shown)
-    return (yield from wait(ticket, deadline, has_waited=True))
+    again = target.may_run_twice
+    ticket = Ticket(target.route, job, status[2], shown, may_run_twice=again)
+    try:
+        return (yield from wait(ticket, deadline, has_waited=True))
+    except FlightLostError:
+        return None
 
 
 def _call_keyed(

@@ -77,21 +77,17 @@ class Claims:
         """
         strangers = self._strangers(found)
         for job in strangers & self._suspects:
-            if self._may_give_back(job):
-                self._give_back(job)
+            # Held until it is given back: else the loop may take it anew meanwhile, and run it.
+            with self._lock:
+                if self.current is None or self.current[1].id != job:
+                    self._given_back.add(job)
+                    self._give_back(job)
         self._suspects = strangers
 
     def _strangers(self, found: Iterable[bytes]) -> set[str]:
         current = self.current
         known = {*self._late, *([current[1].id] if current else [])}
         return {job.decode("utf-8", "surrogateescape") for job in found} - known
-
-    def _may_give_back(self, job: str) -> bool:
-        with self._lock:
-            if self.current is not None and self.current[1].id == job:
-                return False
-            self._given_back.add(job)
-            return True
 
     def _give_back(self, job: str) -> None:
         field = job.encode("utf-8", "surrogateescape")

@@ -7,6 +7,7 @@ worker's lease and one sweep, by whoever is left (leases: Gray and Cheriton, SOS
 from __future__ import annotations
 
 import logging
+import time
 
 from . import outcome
 from .descriptor import from_json
@@ -25,11 +26,15 @@ KEEP_MS = 3_600_000
 def sweep(bus: str, service: Service, timeout: float = READ_SECONDS) -> Steps[float | None]:
     """Look after the workers of a service whose lease has ended.
 
-    Returns the seconds until the next lease ends, None where there is none. ``timeout`` (s) bounds
-    the wait for each reply.
+    Returns the seconds until the next lease ends, None where there is none. After ``timeout`` (s)
+    it looks after no other: who sweeps next does.
     """
+    deadline = time.monotonic() + timeout
     left, *ended = (yield ask(service.sweep(), timeout=timeout))[0]
     for raw in ended:
+        timeout = deadline - time.monotonic()
+        if timeout <= 0:
+            break
         try:
             worker = raw.decode("ascii")
         except UnicodeDecodeError:

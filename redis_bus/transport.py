@@ -22,6 +22,9 @@ READ_SECONDS = SLICE_SECONDS + 5.0
 FRESH_SECONDS = 0.5
 # How long to wait where a unix socket has no room for another connection yet.
 CROWDED_SECONDS = 0.01
+# What passed so far of a timeout, and what is left of it, does not matter below these (s).
+SOON_SECONDS = 0.5
+LEAST_SECONDS = 0.05
 # How often scripts are loaded for one request: somebody may flush them again at any moment.
 LOAD_TRIES = 10
 # Errors of a failover, which passes: a wait that was broken off, a master that is none any more.
@@ -117,26 +120,28 @@ class Transport:
     def exchange(self, *commands: Command, timeout: float = READ_SECONDS) -> list[Any]:
         """Send commands in one write and return their replies, of which none is an error.
 
-        ``timeout`` (s) bounds the wait for each reply. Scripts that Redis does not know are
+        ``timeout`` (s) bounds all of it, to connect as well. Scripts that Redis does not know are
         loaded and sent again, with what followed them. Raises ConnectionLost where Redis cannot
         be reached or was cut off, and BusError, with Redis's words, for an error reply.
         """
         replies: list[Any] = []
+        end = time.monotonic() + timeout
         for _ in range(LOAD_TRIES):
             rest = commands[len(replies) :]
-            link = self.checkout(timeout)
+            link = self.checkout(_left(end, timeout))
             try:
-                link.set_timeout(timeout)
+                link.set_timeout(_left(end, timeout))
                 link.send(pack(*rest))
                 for _ in rest:
                     reply = link.read()
                     if isinstance(reply, redis.ResponseError):
                         raise reply
                     replies.append(reply)
+                    link.set_timeout(_left(end, timeout))
             except redis.exceptions.NoScriptError:
                 # What was sent behind the script may block: only a new connection ends that.
                 link.close()
-                self.load_scripts()
+                self.load_scripts(_left(end, timeout))
                 continue
             except redis.ResponseError as error:
                 link.close()
@@ -156,18 +161,20 @@ class Transport:
 
     def ask(self, *commands: Command, timeout: float = READ_SECONDS) -> list[Any]:
         """Like `exchange`, for commands that do no harm when they are sent twice."""
+        end = time.monotonic() + timeout
         try:
             return self.exchange(*commands, timeout=timeout)
         except ConnectionLost as error:
             if is_unreachable(error):
                 raise
         # Not within the `except`: the first error would be told with the second.
-        return self.exchange(*commands, timeout=timeout)
+        return self.exchange(*commands, timeout=_left(end, timeout))
 
-    def load_scripts(self) -> None:
+    def load_scripts(self, timeout: float = READ_SECONDS) -> None:
         """Make every script of ours known to Redis."""
-        link = self.checkout()
+        link = self.checkout(timeout)
         try:
+            link.set_timeout(timeout)
             known = scripts.load().values()
             link.send(pack(*(("SCRIPT", "LOAD", script.source) for script in known)))
             for _ in known:
@@ -226,6 +233,15 @@ class Transport:
         """Close the idle connections."""
         while self._idle:
             self._idle.pop().close()
+
+
+def _left(end: float, timeout: float) -> float:
+    """Return what is left of a timeout (s); all of it as long as hardly any of it has passed.
+
+    A socket's timeout costs a system call when it changes.
+    """
+    left = end - time.monotonic()
+    return timeout if left > timeout - SOON_SECONDS else max(LEAST_SECONDS, left)
 
 
 def is_unreachable(error: ConnectionLost) -> bool:

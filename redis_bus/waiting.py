@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import NoReturn
 
 from . import nested
 from .deadline import Deadline
@@ -150,12 +151,10 @@ class _Watch:
         commands = (("GET", flight), self._ticket.route.service.look(self.job))
         found, reply = yield ask(*commands, timeout=self._slice()[1])
         if reply is None and (found is None or not found.startswith(self.job.encode() + b" ")):
-            if self._ticket.may_run_twice:
-                raise FlightLostError
-            raise self._job_lost()
+            self._give_up()
 
     def _search(self) -> Steps[None]:
-        """Raise JobLost where the job is neither queued nor claimed, and has no outcome."""
+        """Give up where the job is neither queued nor claimed, and has no outcome."""
         try:
             _, place = yield from _look_for(self._ticket, self.job, self._deadline)
         except ConnectionLost:
@@ -166,13 +165,15 @@ class _Watch:
         if place == b"unknown":
             look, (_, timeout) = self._ticket.route.service.look(self.job), self._slice()
             if (yield ask(look, timeout=timeout))[0] is None:
-                raise self._job_lost()
+                self._give_up()
 
     def _slice(self) -> tuple[float, float]:
         return slice_of(self._deadline, SLICE_SECONDS)
 
-    def _job_lost(self) -> JobLost:
-        return JobLost(
+    def _give_up(self) -> NoReturn:
+        if self._ticket.may_run_twice:
+            raise FlightLostError
+        raise JobLost(
             f"{self._ticket.shown}: Redis knows nothing of its job any more (it lost its data, or "
             f"the key was evicted or deleted); it is unknown whether it ran"
         )

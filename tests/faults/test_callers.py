@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -414,3 +415,33 @@ def test_jobs_made_for_other_parameters_end_in_an_error_at_the_caller_that_names
     place.note(str(errors[0]))
     assert "another registration of method price" in place.log(new)
     assert bus.price("a", "EUR") == ["new", "a", "EUR"]
+
+
+@pytest.mark.together
+def test_a_timeout_bounds_connecting_and_waiting_together(place: Place) -> None:
+    place.serve(HELD)
+    bus = place.bus()
+    assert place.workers("held") == 1  # connected
+    server, seconds = place.server, 6
+    timers = [
+        threading.Timer(when, act)
+        for when, act in [
+            (1.0, server.stop_signal),  # amid a slice: the connection counts as lost in the end
+            (seconds - 0.1, server.cont),
+            (seconds + 0.2, server.stop_signal),
+            (seconds + 20, server.cont),
+        ]
+    ]
+    start = time.monotonic()
+    for timer in timers:
+        timer.start()
+    try:
+        with pytest.raises(BusError):
+            bus.held.options(timeout=seconds)(1)
+        took = time.monotonic() - start
+    finally:
+        for timer in timers:
+            timer.cancel()
+        server.cont()
+    place.note(f"{took:.1f} s of {seconds}")
+    assert took < seconds + 8
