@@ -15,7 +15,7 @@ local ends = redis.call('ZSCORE', workers, worker)
 if ends and tonumber(ends) >= now_ms() then
   return {}
 end
-local fields, found = redis.call('HGETALL', running), {}
+local fields, found = redis.pcall('HGETALL', running), {} -- a key of another type holds nothing
 for index = 1, #fields, 2 do
   local job, _, _, size, start = parse_job(fields[index + 1])
   local head = ''

@@ -79,9 +79,10 @@ class CacheMachine(RuleBasedStateMachine):
         super().__init__()
         self.service = Service("test", "machine")
         self.routes = {
-            (method, index): Route(self.service, method, etag, keep_ms=LONG_MS, tries=TRIES[method])
+            (method, index, tries): Route(self.service, method, etag, keep_ms=LONG_MS, tries=tries)
             for method in METHODS
             for index, (etag, _) in enumerate(REGISTRATIONS)
+            for tries in TRIES
         }
         self.counts["examples"] += 1
         self.names = {script.sha: name for name, script in scripts.load().items()}
@@ -143,8 +144,10 @@ class CacheMachine(RuleBasedStateMachine):
             registration = (registration + 1) % len(REGISTRATIONS)
         elif method.registration is None:
             self.publish(name, 0)  # what a caller does that was told so
-        job = Run(f"j{next(self.ids)}", name, key, mode, registration, method.generation)
-        route = self.routes[name, registration]
+        number = next(self.ids)
+        tries = TRIES[number % len(TRIES)]
+        job = Run(f"j{number}", name, key, mode, registration, method.generation, tries)
+        route = self.routes[name, registration, job.tries]
         status, *rest = self.send(
             *route.call(job.id, b"body", mode=mode, budget_ms=LONG_MS, key=key)
         )
@@ -173,7 +176,7 @@ class CacheMachine(RuleBasedStateMachine):
             if slot.stale and leader is None:
                 refresh = Run(
                     job.id + "r", job.method, job.key, Mode.REFRESH, job.registration,
-                    job.generation,
+                    job.generation, job.tries,
                 )  # fmt: skip
                 self.enqueue(refresh, slot)
             return job
@@ -186,7 +189,15 @@ class CacheMachine(RuleBasedStateMachine):
         self.check(2, status == b"joined", f"{leader.id} flies, but {status!r}")
         self.check(2, rest[0] == leader.id.encode(), f"{leader.id} flies, not {rest}")
         leader.joined = True
+        if job.mode is Mode.RUN:
+            self.check_shared(leader, b"2")
         return leader
+
+    def check_shared(self, leader: Run, shared: bytes) -> None:
+        """The flight says who waits for its job, and so how long the outcome is kept for them."""
+        flight = self.send("GET", self.route(leader.method).flight(leader.key or b""))
+        said = None if flight is None else flight.split(b" ")[2]
+        self.check(3, said == shared, f"{leader} is shared, its flight says {flight!r}")
 
     def enqueue(self, job: Run, slot: Slot | None) -> None:
         job.noted = job.mode is Mode.RUN
@@ -385,6 +396,7 @@ class CacheMachine(RuleBasedStateMachine):
             self.check(2, slot.leader not in (None, run), f"{run} is moved to nobody")
             assert slot.leader is not None
             slot.leader.joined = True
+            self.check_shared(slot.leader, b"2")
             run.moved, run.outcome = slot.leader, MOVED_TAG + slot.leader.id.encode()
         elif verdict == b"answered":
             self.check(2, slot.value is not None, f"{run} is answered with nothing")
@@ -487,8 +499,14 @@ class CacheMachine(RuleBasedStateMachine):
         self.check(10, released == claim.stands, f"{run}: {released}")
         if claim.stands:
             claim.stands = False
-            run.noted = run.mode is Mode.RUN
-            self.methods[run.method].queue.insert(0, run)
+            self.put_back(run)
+
+    def put_back(self, run: Run) -> None:
+        run.noted = run.mode is Mode.RUN
+        self.methods[run.method].queue.insert(0, run)
+        noted = self.send("HGET", self.route(run.method).pending, run.id)
+        wanted = (b"" if run.key is None else b"k" + run.key) if run.noted else None
+        self.check(12, noted == wanted, f"{run} is put back with the note {noted!r}")
 
     @precondition(lambda self: self.gone)
     @rule(number=numbers, what=st.sampled_from(["finish", "finish", "release"]))
@@ -510,8 +528,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(number=numbers, end=st.sampled_from([None] * 5 + ["killed", "seen", "leaves"]))
     def beat_or_die(self, number: int, end: str | None) -> None:
-        late = [w for w in self.workers if w.lease is Lease.HAS_ENDED]
-        worker = (late or self.workers)[number % len(late or self.workers)]
+        worker = self.workers[number % len(self.workers)]
         if end:
             self.die(worker, end)
         else:
@@ -557,7 +574,7 @@ class CacheMachine(RuleBasedStateMachine):
     # -- workers whose lease has ended --------------------------------------------------------
 
     @precondition(lambda self: any(w.lease is Lease.GOES_ON for w in self.holding()))
-    @rule(number=numbers, steps=st.sampled_from([0, 2, 3, 9]))
+    @rule(number=numbers, steps=st.sampled_from([0, 2, 9]))
     def end_lease(self, number: int, steps: int) -> None:
         """A worker that holds jobs is late with its beat, or dead; maybe it is noticed at once."""
         found = [worker for worker in self.holding() if worker.lease is Lease.GOES_ON]
@@ -575,10 +592,19 @@ class CacheMachine(RuleBasedStateMachine):
         return list(found.values())
 
     @precondition(lambda self: self.held or self.ended or any(w.is_over for w in self.holding()))
-    @rule(number=numbers, steps=st.sampled_from([1, 1, 9]), again=seldom)
-    def go_on_taking_over(self, number: int, steps: int, again: bool) -> None:
-        if again and self.held:
-            self.reclaim_by(*self.held[number % len(self.held)])  # somebody else does so too
+    @rule(
+        number=numbers,
+        steps=st.sampled_from([1, 1, 9]),
+        between=st.sampled_from([None, "beat", "reclaim"]),
+    )
+    def go_on_taking_over(self, number: int, steps: int, between: str | None) -> None:
+        """Somebody else may do the same, or the worker beat once more."""
+        late = [w for w in self.ended if w in self.workers]
+        late = late or [w for w, _ in self.held if w in self.workers]
+        if between == "beat" and late:
+            self.beat_by(late[number % len(late)])
+        elif between == "reclaim" and self.held:
+            self.reclaim_by(*self.held[number % len(self.held)])
         self.take_over(number, steps)
 
     def take_over(self, number: int, steps: int) -> None:
@@ -634,17 +660,18 @@ class CacheMachine(RuleBasedStateMachine):
         claim.stands = False
         self.left = [each for each in self.left if each is not claim]
         slot = None if run.key is None else self.slots[run.method, run.key]
-        if run.attempt < TRIES[run.method]:
+        if run.attempt < run.tries:
             self.check(14, status == b"requeued", f"{run} may run again: {status!r}")
             run.attempt += 1
-            run.noted = run.mode is Mode.RUN
-            self.methods[run.method].queue.insert(0, run)
+            self.put_back(run)
             return
         self.check(14, status == b"lost", f"{run} may not run again: {status!r}")
         run.outcome = LOST
         if slot is not None and slot.leader is run:
             slot.leader = None
-        if run.attempt > 1 or run.mode is Mode.RUN:
+            flight = self.send("GET", self.route(run.method).flight(run.key or b""))
+            self.check(2, flight is None, f"{run} is lost, and flies still: {flight!r}")
+        if run.tries > 1 or run.mode is Mode.RUN:
             self.methods[run.method].letters += 1
 
     # -- those who clear and publish ----------------------------------------------------------
@@ -658,7 +685,7 @@ class CacheMachine(RuleBasedStateMachine):
         registration = method.registration or 0
         if outdated:
             registration = (registration + 1) % len(REGISTRATIONS)
-        status = self.send(*self.routes[name, registration].clear(key))
+        status = self.send(*self.routes[name, registration, 1].clear(key))
         if registration != method.registration:
             self.check(7, status == b"stale", f"a clear with an old etag: {status!r}")
         else:
@@ -865,6 +892,7 @@ class CacheMachine(RuleBasedStateMachine):
         if entry is not None and entry != FOREIGN and entry.partition(b" ")[0] == live:
             outcome = entry.partition(b"\n")[2]
             self.check(1, outcome[:1] == b"m", f"{outcome!r} is stored")
+            self.check(8, outcome in self.made, f"{outcome!r} is stored")
             maker, began = self.made[outcome]
             self.check(4, began > slot.floor, f"{outcome!r} is older than a clear")
             shape = REGISTRATIONS[self.methods[place[0]].registration or 0][1]
@@ -964,7 +992,7 @@ class CacheMachine(RuleBasedStateMachine):
         return self.seen[-len(METHODS) :]
 
     def route(self, method: str) -> Route:
-        return self.routes[method, 0]
+        return self.routes[method, 0, 1]
 
     def generalist(self) -> Worker:
         return next(worker for worker in self.workers if len(worker.serves) == len(METHODS))

@@ -41,7 +41,7 @@ REGISTRATIONS = [
 SLOTS = [("a", b"k1"), ("a", b"k2"), ("b", b"k1")]
 METHODS = "ab"
 # How often a job may run, where workers die of it.
-TRIES = {"a": 3, "b": 1}
+TRIES = [1, 3]
 # Which methods the workers serve.
 WORKERS = ["ab", "ba", "b"]
 # The budget of a call, and all that has a life: longer than any test run.
@@ -123,6 +123,7 @@ class Run:
     mode: Mode
     registration: int
     generation: int
+    tries: int
     attempt: int = 1
     noted: bool = False  # it can be cancelled
     late: bool = False

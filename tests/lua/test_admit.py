@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-import redis
 
 from redis_bus.entries import Job, Mode
 from redis_bus.protocol import HOLD_MS, LEASE_MS, MOVED_TAG, needs_admission
@@ -68,13 +67,10 @@ def test_without_a_registration_of_its_method_it_runs_and_owns_nothing(
     assert lua.claims() == [lost.id]
 
 
-def test_a_flight_of_another_type_is_refused_by_redis_and_the_claim_stays(
-    lua: Driver, lost: Job
-) -> None:
+def test_a_flight_of_another_type_is_flown_over(lua: Driver, lost: Job) -> None:
     lua.client.rpush(lua.route().flight(b"k"), "foreign")
-    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
-        lua.admit(lost)
-    assert lua.claims() == [lost.id]
+    assert lua.admit(lost) == b"run"
+    assert lua.flight(b"k") == (lost.id, lua.generation(), "2")
 
 
 # -- run ------------------------------------------------------------------------------------------

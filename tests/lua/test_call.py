@@ -59,12 +59,18 @@ def test_foreign_bytes_in_a_counter_stop_no_call(lua: Driver, found: bytes, coun
     assert lua.client.hget(lua.route().stats, counter) == found
 
 
-@pytest.mark.parametrize("place", ["meta", "queue", "cache", "flight"])
+def test_a_flight_of_another_type_is_flown_over(lua: Driver) -> None:
+    lua.client.zadd(lua.route().flight(b"k"), {"foreign": 1})
+    job = lua.queued(key=b"k")
+    assert lua.flight(b"k") == (job, lua.generation(), "0")
+
+
+@pytest.mark.parametrize("place", ["meta", "queue", "cache"])
 def test_a_key_of_another_type_is_refused_by_redis_and_nothing_is_enqueued(
     lua: Driver, place: str
 ) -> None:
     route = lua.route()
-    places = {"cache": route.cache(b"k"), "flight": route.flight(b"k"), "queue": route.queue}
+    places = {"cache": route.cache(b"k"), "queue": route.queue}
     key = places.get(place, lua.service.meta)
     lua.client.delete(key)
     lua.client.zadd(key, {"foreign": 1})

@@ -43,10 +43,16 @@ def test_a_worker_that_held_nothing_but_that_is_forgotten_by_the_next_look(lua: 
     assert lua.lease_ends() == {}
 
 
-@pytest.mark.parametrize("place", ["workers", "running"])
-def test_a_key_of_another_type_is_refused_by_redis(lua: Driver, place: str) -> None:
-    keys = {"workers": lua.service.workers, "running": lua.service.running("w")}
-    lua.client.set(keys[place], "foreign")
+def test_claims_of_another_type_are_none(lua: Driver) -> None:
+    lua.client.set(lua.service.running("w"), "foreign")
+    lua.end_lease()
+    assert lua.held() == {}
+    assert lua.lease_ends() == {}
+    assert lua.client.get(lua.service.running("w")) == b"foreign"
+
+
+def test_workers_of_another_type_are_refused_by_redis(lua: Driver) -> None:
+    lua.client.set(lua.service.workers, "foreign")
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         lua.held()
 

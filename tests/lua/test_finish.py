@@ -41,6 +41,14 @@ def test_foreign_bytes_in_the_flight_are_not_its_own(lua: Driver, job: Job, foun
     assert lua.client.get(lua.route().flight(b"k")) == found
 
 
+def test_a_flight_of_another_type_is_not_its_own(lua: Driver, job: Job) -> None:
+    lua.client.delete(lua.route().flight(b"k"))
+    lua.client.rpush(lua.route().flight(b"k"), "foreign")
+    assert lua.finish(job) == b"done"
+    assert lua.reply(job.id) == [VALUE]
+    assert lua.entry(b"k") is None
+
+
 @pytest.mark.parametrize("found", [None, *FOREIGN])
 def test_without_a_registration_of_its_method_nothing_is_stored(
     lua: Driver, job: Job, found: bytes | None

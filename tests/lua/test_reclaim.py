@@ -67,16 +67,25 @@ def test_foreign_bytes_in_a_counter_stop_nothing(
     assert lua.client.hget(lua.route().stats, counter) == found
 
 
-@pytest.mark.parametrize("place", ["workers", "running", "flight"])
+@pytest.mark.parametrize("place", ["workers", "running"])
 def test_a_key_of_another_type_is_refused_by_redis(lua: Driver, place: str) -> None:
     job = lose(lua, b"k")
-    keys = {"workers": lua.service.workers, "flight": lua.route().flight(b"k")}
-    key = keys.get(place, lua.service.running("w"))
+    key = {"workers": lua.service.workers, "running": lua.service.running("w")}[place]
     lua.client.delete(key)
     lua.client.rpush(key, "foreign")
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         lua.reclaim(job, b"k")
     assert (lua.length(), lua.reply(job)) == (0, [])
+
+
+@pytest.mark.parametrize(("tries", "status"), [(1, b"lost"), (3, b"requeued")])
+def test_a_flight_of_another_type_stops_nothing(lua: Driver, tries: int, status: bytes) -> None:
+    job = lose(lua, b"k", tries=tries)
+    lua.client.delete(lua.route().flight(b"k"))
+    lua.client.rpush(lua.route().flight(b"k"), "foreign")
+    assert lua.reclaim(job, b"k") == status
+    assert lua.reply(job) == ([LOST] if tries == 1 else [])
+    assert lua.length() == (tries > 1)
 
 
 @pytest.mark.parametrize("attempt", [10**15, 10**20, 10**300])
