@@ -12,7 +12,7 @@ import time
 from . import outcome
 from .descriptor import from_json
 from .entries import Job, parse_job
-from .errors import ProtocolError, WorkerLost
+from .errors import BusError, ConnectionLost, ProtocolError, WorkerLost
 from .protocol import Route, Service, methods_key
 from .steps import Steps, ask
 from .transport import READ_SECONDS
@@ -41,7 +41,13 @@ def sweep(bus: str, service: Service, timeout: float = READ_SECONDS) -> Steps[fl
             logger.error("bus %r: %r is listed as a worker and cannot be one", bus, raw[:60])
             yield ask(("ZREM", service.workers, raw), timeout=timeout)
             continue
-        yield from _take_over(bus, service, worker, timeout)
+        try:
+            yield from _take_over(bus, service, worker, timeout)
+        except ConnectionLost:
+            raise
+        except BusError as error:
+            # One that cannot be helped does not keep the others from it.
+            logger.warning("the jobs of lost worker %s cannot be given away: %s", worker, error)
     return None if left < 0 else left / 1000
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from . import nested
 from .deadline import Deadline
@@ -33,6 +33,8 @@ AWAY_SECONDS = 30.0
 BACKOFF_SECONDS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 # After that long, and then after twice as long each time, a waiting call looks for its job (s).
 FIRST_SEARCH_SECONDS = 5.0
+# How many jobs at the head of a queue the script `state` looks at, where it cannot tell otherwise.
+SEEN_OF_QUEUE = 100
 # A wait that is to end with another's lease ends a little later (s).
 AFTER_LEASE_SECONDS = 0.05
 
@@ -115,6 +117,7 @@ class _Watch:
         self._deadline = deadline
         self._warned = False
         self._next_search = FIRST_SEARCH_SECONDS
+        self._missed = 0
 
     def look_around(self) -> Steps[float]:
         """Look after dead workers and the job. Returns how long the next slice may be (s).
@@ -127,10 +130,13 @@ class _Watch:
             self._warned = True
         lease_ends = yield from self._sweep()
         if ticket.flight is not None:
-            yield from self._check_flight(ticket.flight)
+            if not (yield from self._is_flown(ticket.flight)):
+                yield from self._search()
         elif ticket.enqueued_ms and deadline.passed() >= self._next_search:
             self._next_search = 2 * deadline.passed()
             yield from self._search()
+        if self._missed:
+            return FIRST_SLICE_SECONDS
         if lease_ends is None:
             return SLICE_SECONDS
         return min(SLICE_SECONDS, lease_ends + AFTER_LEASE_SECONDS)
@@ -146,26 +152,41 @@ class _Watch:
             logger.debug("%s: it cannot look after lost workers: %s", self._ticket.shown, error)
             return None
 
-    def _check_flight(self, flight: bytes) -> Steps[None]:
-        """Keys may have been evicted: without a flight nor an outcome nobody brings one."""
+    def _is_flown(self, flight: bytes) -> Steps[bool]:
+        """Whether the flight is the job's still, or its outcome is there.
+
+        A clear detaches the flight, and a job may wait for longer than it lasts.
+        """
         commands = (("GET", flight), self._ticket.route.service.look(self.job))
         found, reply = yield ask(*commands, timeout=self._slice()[1])
-        if reply is None and (found is None or not found.startswith(self.job.encode() + b" ")):
-            self._give_up()
+        return reply is not None or (
+            found is not None and found.startswith(self.job.encode() + b" ")
+        )
 
     def _search(self) -> Steps[None]:
-        """Give up where the job is neither queued nor claimed, and has no outcome."""
+        """Give up where the job is neither queued nor claimed, and has no outcome, twice in a row.
+
+        Once may be by chance: it was just given away.
+        """
         try:
-            _, place = yield from _look_for(self._ticket, self.job, self._deadline)
+            where = yield from _look_for(self._ticket, self.job, self._deadline)
         except ConnectionLost:
             raise
         except BusError as error:
             logger.debug("%s: it cannot look for its job: %s", self._ticket.shown, error)
             return
-        if place == b"unknown":
-            look, (_, timeout) = self._ticket.route.service.look(self.job), self._slice()
-            if (yield ask(look, timeout=timeout))[0] is None:
-                self._give_up()
+        # Who joined does not know since when the job waits: it may be far behind the head.
+        is_sure = self._ticket.enqueued_ms > 0 or where.queued <= SEEN_OF_QUEUE
+        if where.place != b"unknown" or not is_sure:
+            self._missed = 0
+            return
+        look, (_, timeout) = self._ticket.route.service.look(self.job), self._slice()
+        if (yield ask(look, timeout=timeout))[0] is not None:
+            return
+        self._missed += 1
+        if self._missed > 1:
+            self._give_up()
+        self._next_search = 0.0
 
     def _slice(self) -> tuple[float, float]:
         return slice_of(self._deadline, SLICE_SECONDS)
@@ -205,17 +226,21 @@ def slice_of(deadline: Deadline, longest: float) -> tuple[float, float]:
     return min(longest, max(0.001, round(left, 3))), left + 1.0
 
 
-def _look_for(ticket: Ticket, job: str, deadline: Deadline) -> Steps[tuple[int, bytes]]:
-    """Return how many workers are alive, and whether the job is queued, claimed or unknown.
+class Whereabouts(NamedTuple):
+    """What the bus knows of a method and a job."""
 
-    Every worker that is listed may have claimed it.
-    """
+    alive: int  # workers
+    queued: int  # jobs
+    place: bytes  # of the job: 'queued', 'claimed', 'unknown'
+
+
+def _look_for(ticket: Ticket, job: str, deadline: Deadline) -> Steps[Whereabouts]:
+    """Look for a job in its queue, and with every worker that is listed."""
     route, (_, timeout) = ticket.route, slice_of(deadline, SLICE_SECONDS)
     listed = (yield ask(("ZRANGE", route.service.workers, 0, -1), timeout=timeout))[0]
     workers = [worker.decode("ascii", "replace") for worker in listed]
     state = route.state(job, ticket.enqueued_ms, workers)
-    alive, _, place = (yield ask(state, timeout=timeout))[0]
-    return alive, place
+    return Whereabouts(*(yield ask(state, timeout=timeout))[0])
 
 
 def warn_if_nobody(ticket: Ticket, deadline: Deadline) -> Steps[None]:
@@ -234,7 +259,7 @@ def _too_late(ticket: Ticket, deadline: Deadline) -> Steps[CallTimeout]:
     budget = deadline.budget or 0.0
     text = f"{ticket.shown}: no reply in {_shown_seconds(budget)} s"
     try:
-        alive, place = yield from _look_for(ticket, ticket.job, deadline)
+        alive, _, place = yield from _look_for(ticket, ticket.job, deadline)
     except BusError as error:
         return CallTimeout(f"{text} ({error})")
     if place == b"queued":

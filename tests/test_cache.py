@@ -581,3 +581,30 @@ def test_a_call_whose_outcome_is_lost_is_answered_from_the_cache(
         pipeline.delete("rb:{test:}:flight:double:2", "rb:{test:}:queue:double")
         pipeline.execute()
     assert answer.result(20) == 4
+
+
+@pytest.mark.parametrize("idempotent", [None, False])
+def test_a_call_whose_flight_was_cleared_waits_for_its_job_and_is_not_made_again(
+    bus: Bus, client: redis.Redis, idempotent: bool | None
+) -> None:
+    def searches() -> int:
+        return int(client.info("commandstats").get("cmdstat_hexists", {}).get("calls", 0))
+
+    entered: list[int] = []
+
+    @bus.register(cache_key="{n}", idempotent=idempotent)
+    def slow(n: int) -> int:
+        entered.append(n)
+        # Until its caller has looked for the job twice, and found it with this worker.
+        eventually(lambda: searches() >= 2)
+        return 2 * n
+
+    client.config_resetstat()
+    with serving(bus), ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(bus.slow, 1)]
+        eventually(lambda: entered)
+        answers.append(pool.submit(bus.slow, 1))
+        eventually(lambda: bus.stats()["slow"]["joins"] == 1)
+        bus.slow.clear_cache(1)
+        assert [answer.result(20) for answer in answers] == [2, 2]
+    assert entered == [1]
