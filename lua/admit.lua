@@ -22,6 +22,7 @@ local job, method, own, deadline, hold, keep = unpack(ARGV)
 deadline = tonumber(deadline)
 local late = deadline > 0 and now_ms() > deadline
 
+redis.call('HDEL', running, '') -- a script that has begun to write goes on where memory is full
 if not redis.call('HGET', running, job) then
   return 'fenced'
 end

@@ -52,11 +52,14 @@ end
 if not entry and fast ~= '0' and not others_alive(serving, now, fast) then
   return refuse('no_workers')
 end
+budget = math.min(tonumber(budget), 1e13)
+local life = budget > 0 and budget + grace or 0
 if flown == generation then
   local sharing = mode == 'run' and '2' or '1'
   if sharing > shared then
     write_flight(flight, leader, flown, sharing, 'KEEPTTL')
   end
+  outlive(queue, life, false)
   count(stats, 'joins', 1)
   return {'joined', leader}
 end
@@ -66,15 +69,12 @@ end
 if entry then -- past its soft expiry: one runs behind this caller's back
   job, mode = job .. 'r', 'refresh'
 end
-budget = math.min(tonumber(budget), 1e13)
-local life = budget > 0 and budget + grace or 0
 if flight then
   write_flight(flight, job, generation, 0, 'PX', math.min(life > 0 and budget or cap, cap) + lease)
 end
 local deadline = budget > 0 and string.format('%.0f', now + budget) or 0
 local line = {job, 1, tries, deadline, now, etag, mode, generation, flight and #key or '-', method}
-local note = mode == 'run' and (flight and 'k' .. key or '')
-line = table.concat(line, ' ') .. '\n' .. key .. body
-enqueue('RPUSH', queue, wake, pending, job, note, line, life, now, grace)
+local note, text = mode == 'run' and (flight and 'k' .. key or ''), table.concat(line, ' ')
+enqueue('RPUSH', queue, wake, pending, job, note, text .. '\n' .. key .. body, life, now, grace)
 count(stats, entry and 'hits' or 'queued', 1)
 return entry and {'hit', entry} or {'queued', job, now, foreign}

@@ -34,7 +34,7 @@ if failed then
 end
 
 local function store()
-  local _, _, current = parse_meta(redis.call('HGET', meta, method))
+  local _, _, current = parse_meta(redis.pcall('HGET', meta, method))
   expire, stale = tonumber(expire), tonumber(stale)
   if failed or expire == 0 or current ~= generation then
     return

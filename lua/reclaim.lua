@@ -44,7 +44,9 @@ if attempt < tries then
     redis.call('PEXPIRE', flight, cap + lease)
   end
   entry = string.gsub(entry, '^(%S+) %d+', '%1 ' .. string.format('%.0f', attempt + 1), 1)
-  put_back(queue, wake, pending, entry, now, cap + lease)
+  -- A run that joined waits for it as long as that takes.
+  local grace = leader == job and shared == '2' and 1e13 or cap + lease
+  put_back(queue, wake, pending, entry, now, grace)
   return 'requeued'
 end
 

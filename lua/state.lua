@@ -25,4 +25,7 @@ for index = 0, (place or job == '') and -1 or math.min(waiting, MOST) - 1 do
     break
   end
 end
+if waiting > MOST then
+  place = place or 'queued' -- it may be
+end
 return {alive, waiting, place or 'unknown'}

@@ -22,8 +22,8 @@ local function next_job(queue, pending)
       return entry, nil
     end
     local late = deadline ~= '0' and now > tonumber(deadline) and size == '-'
-    local noted = mode == 'run' and redis.call('HGET', pending, job)
-    if noted then
+    local noted = mode == 'run' and redis.pcall('HGET', pending, job)
+    if type(noted) == 'string' then
       redis.call('HDEL', pending, job)
     end
     if not late and noted ~= '-' then

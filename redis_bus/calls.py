@@ -68,6 +68,9 @@ def call(source: Source, args: Args, kwargs: Kwargs, options: Options) -> Steps[
         shown = ShownCall(target.name, args, kwargs)
         if deadline.left() == 0.0 and lost is not None:
             raise ConnectionLost(_lost_message(shown, target, lost)) from lost
+        if deadline.left() == 0.0 and attempt > 0:
+            text = f"{shown}: no reply in {deadline.budget:.3g} s; its job was lost, or refused as"
+            raise CallTimeout(f"{text} of another registration, and no time is left to try again")
         if deadline.left() == 0.0 and key is None:
             raise CallTimeout(f"{shown}: not sent, no time is left ({deadline.describe()})")
         try:

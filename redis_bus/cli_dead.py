@@ -75,10 +75,12 @@ def _chosen(letters: Sequence[DeadLetter], ids: Sequence[str]) -> list[DeadLette
     if ALL in ids:
         return list(letters)
     known = {letter.id: letter for letter in letters}
-    for wanted in ids:
-        if wanted not in known:
-            fail(f"there is no dead letter {wanted}; leave the option out to see all", Exit.USAGE)
-    return [known[wanted] for wanted in ids]
+    # The id of a result, which names the job too, will do.
+    wanted = [one.rpartition(":")[2] for one in ids]
+    for one in wanted:
+        if one not in known:
+            fail(f"there is no dead letter {one}; leave the option out to see all", Exit.USAGE)
+    return [known[one] for one in wanted]
 
 
 def _act(letters: Sequence[DeadLetter], act: Callable[[DeadLetter], object], done: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from . import codec
 from .entries import Job, Letter, parse_job, parse_letter, retried
-from .errors import BusError, ProtocolError, SerializationError
+from .errors import BusError, ConnectionLost, ProtocolError, SerializationError
 from .result import AsyncResult
 from .target import ShownCall, Target
 
@@ -50,7 +50,12 @@ class DeadLetter:
             )
         entry = retried(self._letter.entry)
         command = self._target.route.retry_letter(self._letter.raw, entry, job.id)
-        if not self._core.transport.ask(command)[0]:
+        try:
+            was_there = self._core.transport.exchange(command)[0]
+        except ConnectionLost as error:
+            text = f"{self.method}: dead letter {self.id}: {error}; it may be tried again, or not"
+            raise ConnectionLost(text) from error
+        if not was_there:
             raise BusError(f"{self.method}: dead letter {self.id} is not there any more")
         return AsyncResult(self._core, self._target.route, job.id)
 

@@ -99,7 +99,10 @@ class Heart:
         if lost:
             logger.info("worker %s: put back %d lost wake tokens", worker.id, lost)
         worker.claims.give_back_lost(claimed)
-        core.drive(sweep(core.name, post.service, BEAT_SECONDS))
+        try:
+            core.drive(sweep(core.name, post.service, BEAT_SECONDS))
+        except BusError as error:
+            logger.warning("worker %s: it cannot look after others: %s", worker.id, error)
 
     def _look_after_registry(self) -> None:
         """Publish again what is gone: a cleanup, an empty Redis; notice other services."""

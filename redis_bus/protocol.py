@@ -28,6 +28,8 @@ HOLD_MS = 3 * LEASE_MS
 GAP_MS = 7_000
 # How many workers whose lease has ended one sweep looks after.
 SWEPT_AT_ONCE = 10
+# How long the outcome of a call is kept that its only waiter does not come for.
+ALONE_MS = 40_000
 DEAD_LETTERS_KEPT = 1000
 # A blocking command is sent for at most this long, so that a dead socket, a failover or a lost
 # worker is noticed.
@@ -168,6 +170,7 @@ class Route:
         self.method = method
         self.etag = etag
         self.keep_ms = keep_ms
+        self.alone_ms = min(ALONE_MS, max(keep_ms, LEASE_MS))
         base = service.base
         self.queue = f"{base}queue:{method}"
         self.wake = f"{base}wake:{method}"
@@ -244,7 +247,8 @@ class Route:
         keys: list[bytes | str] = [service.workers, service.running(worker), self.queue, self.wake]
         keys += [self.pending, service.reply(job), self.stats, self.dead]
         keys += [] if key is None else [self.flight(key)]
-        times = (max(self.keep_ms, LEASE_MS), LEASE_MS, LEASE_MS, FLIGHT_CAP_MS)
+        alone = self.alone_ms if key is None else LEASE_MS
+        times = (max(self.keep_ms, LEASE_MS), alone, LEASE_MS, FLIGHT_CAP_MS)
         return evalsha("reclaim", keys, worker, job, outcome, *times, DEAD_LETTERS_KEPT)
 
     def bury(self, worker: str, entry: bytes, job: str | None = None) -> Command:
@@ -325,7 +329,8 @@ class Post:
     ) -> Command:
         """Reply to every waiter, and store what is still valid. ``expire_ms`` -1: for ever."""
         keys: list[bytes | str] = [self.running, self.service.reply(job.id), route.stats]
-        alone, deadline = LEASE_MS, job.deadline_ms
+        # Who waits may be cut off from Redis for a while. With a key, the value is cached.
+        alone, deadline = route.alone_ms if job.key is None else LEASE_MS, job.deadline_ms
         if job.mode is Mode.RUN:
             alone, deadline = route.keep_ms, 0
         elif job.mode is Mode.REFRESH:

@@ -171,6 +171,7 @@ class Runner:
     def _failed(self, error: BaseException, shown: ShownCall | str) -> bytes:
         logger.warning("%s raised %s", shown, type(error).__name__)
         trace = _user_trace(error)
+        logger.debug("%s", trace)
         if self._debug:
             sys.stderr.write(f"{trace}\n")
             self._examine(_user_frames(error))

@@ -60,6 +60,7 @@ def _take_over(bus: str, service: Service, worker: str, timeout: float) -> Steps
             job = parse_job(head)
         except ProtocolError:
             logger.error("worker %s held %r, which is no job; it is deleted", worker, field[:60])
+            yield ask(("HDEL", service.running(worker), field), timeout=timeout)
             continue
         yield from _reclaim(bus, service, worker, job, timeout)
     if found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from . import nested
 from .deadline import Deadline
@@ -33,8 +33,6 @@ AWAY_SECONDS = 30.0
 BACKOFF_SECONDS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 # After that long, and then after twice as long each time, a waiting call looks for its job (s).
 FIRST_SEARCH_SECONDS = 5.0
-# How many jobs at the head of a queue the script `state` looks at, where it cannot tell otherwise.
-SEEN_OF_QUEUE = 100
 # A wait that is to end with another's lease ends a little later (s).
 AFTER_LEASE_SECONDS = 0.05
 
@@ -83,7 +81,7 @@ def wait(ticket: Ticket, deadline: Deadline, *, has_waited: bool = False) -> Ste
             continue
         away = _Away()
         if reply is None and is_late:
-            raise (yield from _too_late(ticket, deadline))
+            raise (yield from _too_late(ticket, watch.job, deadline))
         if reply is None:
             has_waited = True
         elif reply.startswith(MOVED_TAG):
@@ -132,7 +130,7 @@ class _Watch:
         if ticket.flight is not None:
             if not (yield from self._is_flown(ticket.flight)):
                 yield from self._search()
-        elif ticket.enqueued_ms and deadline.passed() >= self._next_search:
+        elif deadline.passed() >= self._next_search:
             self._next_search = 2 * deadline.passed()
             yield from self._search()
         if self._missed:
@@ -169,15 +167,13 @@ class _Watch:
         Once may be by chance: it was just given away.
         """
         try:
-            where = yield from _look_for(self._ticket, self.job, self._deadline)
+            _, place = yield from _look_for(self._ticket, self.job, self._deadline)
         except ConnectionLost:
             raise
         except BusError as error:
             logger.debug("%s: it cannot look for its job: %s", self._ticket.shown, error)
             return
-        # Who joined does not know since when the job waits: it may be far behind the head.
-        is_sure = self._ticket.enqueued_ms > 0 or where.queued <= SEEN_OF_QUEUE
-        if where.place != b"unknown" or not is_sure:
+        if place != b"unknown":
             self._missed = 0
             return
         look, (_, timeout) = self._ticket.route.service.look(self.job), self._slice()
@@ -226,21 +222,17 @@ def slice_of(deadline: Deadline, longest: float) -> tuple[float, float]:
     return min(longest, max(0.001, round(left, 3))), left + 1.0
 
 
-class Whereabouts(NamedTuple):
-    """What the bus knows of a method and a job."""
+def _look_for(ticket: Ticket, job: str, deadline: Deadline) -> Steps[tuple[int, bytes]]:
+    """Return how many workers are alive, and whether the job is queued, claimed or unknown.
 
-    alive: int  # workers
-    queued: int  # jobs
-    place: bytes  # of the job: 'queued', 'claimed', 'unknown'
-
-
-def _look_for(ticket: Ticket, job: str, deadline: Deadline) -> Steps[Whereabouts]:
-    """Look for a job in its queue, and with every worker that is listed."""
+    Every worker that is listed may have claimed it.
+    """
     route, (_, timeout) = ticket.route, slice_of(deadline, SLICE_SECONDS)
     listed = (yield ask(("ZRANGE", route.service.workers, 0, -1), timeout=timeout))[0]
     workers = [worker.decode("ascii", "replace") for worker in listed]
     state = route.state(job, ticket.enqueued_ms, workers)
-    return Whereabouts(*(yield ask(state, timeout=timeout))[0])
+    alive, _, place = (yield ask(state, timeout=timeout))[0]
+    return alive, place
 
 
 def warn_if_nobody(ticket: Ticket, deadline: Deadline) -> Steps[None]:
@@ -248,23 +240,24 @@ def warn_if_nobody(ticket: Ticket, deadline: Deadline) -> Steps[None]:
     left = deadline.left()
     if left is not None and left <= 0:
         return
-    _, timeout = slice_of(deadline, SLICE_SECONDS)
-    state = ticket.route.state(ticket.job, ticket.enqueued_ms)
-    if (yield ask(state, timeout=timeout))[0][0] == 0:
+    alive, place = yield from _look_for(ticket, ticket.job, deadline)
+    if alive == 0 and place != b"claimed":
         logger.warning("%s: it waits, but no worker alive serves it", ticket.shown)
 
 
-def _too_late(ticket: Ticket, deadline: Deadline) -> Steps[CallTimeout]:
+def _too_late(ticket: Ticket, job: str, deadline: Deadline) -> Steps[CallTimeout]:
     """Return the error of a call whose time is up, with what the bus knows of it."""
     budget = deadline.budget or 0.0
     text = f"{ticket.shown}: no reply in {_shown_seconds(budget)} s"
     try:
-        alive, _, place = yield from _look_for(ticket, ticket.job, deadline)
+        alive, place = yield from _look_for(ticket, job, deadline)
     except BusError as error:
         return CallTimeout(f"{text} ({error})")
     if place == b"queued":
         # Redis ends a wait up to 0.1 s late; that is not what the caller asked for.
         since = f"queued {_shown_seconds(min(budget, deadline.passed()))} s"
+    elif place == b"claimed" and not alive:
+        since = "taken by a worker that takes no other, not finished"
     elif place == b"claimed":
         since = "taken by a worker, not finished"
     else:
@@ -272,7 +265,8 @@ def _too_late(ticket: Ticket, deadline: Deadline) -> Steps[CallTimeout]:
     workers = f"{alive} worker{'' if alive == 1 else 's'} alive"
     if alive == 1 and nested.busy_worker(ticket.route):
         workers += ", busy with the job that makes this call: a deadlock"
-    kind = CallTimeout if alive else NoWorkers
+    # Who is told that nobody serves may call again: not while it runs.
+    kind = CallTimeout if alive or place == b"claimed" else NoWorkers
     return kind(f"{text} ({since}; {workers})")
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
-from . import nested
+from . import nested, outcome
 from .claims import Claims
 from .entries import Job, parse_job
 from .errors import BusError, ProtocolError
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BACKOFF_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
+# So often a connection breaks with an outcome of so many bytes, before another one is sent.
+MAX_BROKEN_LINKS = 4
+LARGE_BYTES = 500_000
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -89,6 +92,7 @@ class Worker:
         self._heart = Heart(self, targets, self._stopping)
         self._out = threading.Event()
         self._unsent: Command | None = None
+        self._broken_links = 0  # in a row, with the same outcome to send
         self._signals = 0
         self._pid = os.getpid()
         self._turns = 0
@@ -98,7 +102,7 @@ class Worker:
     def serve(self) -> None:
         """Run jobs until `stop` or a signal. See `Bus.serve`."""
         _refuse_at_import()
-        self.core.drive(self.core.publish(self.registrations))
+        self._publish()
         with self._listening(), self._alive():
             logger.info("worker %s serves %s", self.id, ", ".join(self._runner.names))
             while not self._stopping.is_set():
@@ -106,13 +110,14 @@ class Worker:
                     self._serve_link()
                 except (BusError, redis.RedisError, OSError) as error:
                     self._wait_for_redis(error)
+                    self._replace_large_outcome()
             self._deliver()
         logger.info("worker %s has stopped", self.id)
 
     def serve_once(self) -> int:
         """Run the jobs that wait now, and return how many there were."""
         _refuse_at_import()
-        self.core.drive(self.core.publish(self.registrations))
+        self._publish()
         with self._listening(), self._alive():
             lengths = self._transport.ask(*(("LLEN", r.queue) for r in self.post.routes))
             done = 0
@@ -223,6 +228,24 @@ class Worker:
         service = self.post.service
         return nested.Host(self.id, service.base, self._methods, job.id)
 
+    def _replace_large_outcome(self) -> None:
+        """Say that an outcome is too large, where Redis cuts the connection whenever it comes.
+
+        Redis does so above its ``proto-max-bulk-len``, with no other answer that is sure to arrive.
+        """
+        current = self.claims.current
+        self._broken_links = self._broken_links + 1 if self._unsent else 0
+        if self._unsent is None or current is None or self._broken_links < MAX_BROKEN_LINKS:
+            return
+        size = sum(len(part) for part in self._unsent if isinstance(part, bytes))
+        if size < LARGE_BYTES:
+            return
+        route, job = current
+        logger.error("%s: Redis takes no outcome of %d bytes", route.method, size)
+        text = f"{route.method}: it ran, but Redis does not take its outcome of {size} bytes"
+        lost = outcome.encode_error(BusError(text), trace="")
+        self._unsent = self.post.finish(route, job, lost, spent_us=0, expire_ms=0, stale_ms=0)
+
     def _accepted(self, reply: Any) -> bool:
         """Whether Redis took an outcome; if not, it is sent again by `_deliver`."""
         if isinstance(reply, redis.exceptions.NoScriptError):
@@ -256,10 +279,19 @@ class Worker:
 
     # -- staying alive, and stopping ----------------------------------------------------------
 
+    def _publish(self) -> None:
+        """Publish the methods; where memory is full, the heart does that once there is room."""
+        try:
+            self.core.drive(self.core.publish(self.registrations))
+        except BusError as error:
+            if not isinstance(error.__cause__, redis.exceptions.OutOfMemoryError):
+                raise
+            logger.warning("worker %s: its methods are not published: %s", self.id, error)
+
     @contextlib.contextmanager
     def _alive(self) -> Iterator[None]:
-        self._heart.start()
         try:
+            self._heart.start()
             yield
         finally:
             self._out.set()
@@ -276,7 +308,7 @@ class Worker:
                 return
             try:
                 self._transport.exchange(("PING",))
-                self.core.drive(self.core.publish(self.registrations))
+                self._publish()
             except BusError:
                 continue
             logger.info("worker %s: Redis is back", self.id)

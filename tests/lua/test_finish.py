@@ -4,7 +4,7 @@ import pytest
 import redis
 
 from redis_bus.entries import Job, Mode
-from redis_bus.protocol import LEASE_MS
+from redis_bus.protocol import ALONE_MS, LEASE_MS
 from tests.lua.driver import (
     ERROR,
     EXPIRE_MS,
@@ -262,13 +262,14 @@ def test_the_outcome_for_one_caller_is_not_kept_beyond_its_deadline(lua: Driver)
 
 
 @pytest.mark.parametrize("budget_ms", [0, 600_000])
-def test_the_outcome_for_one_caller_is_kept_for_a_lease_at_most(
-    lua: Driver, budget_ms: int
+@pytest.mark.parametrize(("key", "most"), [(None, ALONE_MS), (b"k", LEASE_MS)])
+def test_the_outcome_for_one_caller_is_kept_as_long_as_it_may_be_cut_off(
+    lua: Driver, budget_ms: int, key: bytes | None, most: int
 ) -> None:
-    lua.queued(budget_ms=budget_ms)
+    lua.queued(key=key, budget_ms=budget_ms)
     job = lua.taken()
     lua.finish(job)
-    assert within(lua.reply_ttl(job.id), LEASE_MS)
+    assert within(lua.reply_ttl(job.id), most)
 
 
 def test_nobody_is_answered_whose_time_is_up(lua: Driver) -> None:
