@@ -57,7 +57,8 @@ class Heart:
         """End the thread, and the worker's lease at once."""
         self._ended.set()
         self._stopping.set()
-        self._thread.join()
+        if self._thread.is_alive():  # its first beat may have failed
+            self._thread.join()
         try:
             self._worker.core.transport.ask(self._worker.post.leave(), timeout=LEAVE_SECONDS)
         except BusError as error:

@@ -208,7 +208,7 @@ def test_the_caller_of_a_worker_that_stands_still_gets_worker_lost_and_its_late_
     start = time.monotonic()
     since = stand(place, worker)
     expect_worker_lost(place, running, start)
-    place.eventually(lambda: not replies(place))
+    place.eventually(lambda: not replies(place), 60)  # kept for who may be cut off
     let_it_finish_late(place, worker, since)
     assert replies(place) == []
     assert begun(place) == ["1"]
