@@ -213,7 +213,10 @@ class Worker:
         except StopNow:
             result = self._runner.lost(claim.route.method)
         except BaseException as error:  # noqa: BLE001 - a function's own exceptions may misbehave
-            result = self._runner.broken(claim.route.method, error)
+            # Raised amid C code, as in readline, StopNow may come out as a SystemError.
+            is_stopped = self._signals > 1 and isinstance(error, SystemError)
+            method = claim.route.method
+            result = self._runner.lost(method) if is_stopped else self._runner.broken(method, error)
         self._unsent = self.post.finish(
             claim.route,
             job,
