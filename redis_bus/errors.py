@@ -20,7 +20,7 @@ class WorkerLost(BusError):
 
 
 class JobLost(BusError):
-    """Redis knows nothing of the job any more: it lost its data, or the key was deleted."""
+    """Redis knows nothing of the job any more: it lost its data, or the key is gone."""
 
 
 class Deadlock(BusError):

@@ -20,7 +20,7 @@ class Host(NamedTuple):
 _host: ContextVar[Host | None] = ContextVar("redis_bus_host", default=None)
 
 
-def runs_on(host: Host | None) -> None:
+def runs_on(host: Host) -> None:
     """Note for the calls made from here on which worker waits for them."""
     _host.set(host)
 

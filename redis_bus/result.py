@@ -33,7 +33,8 @@ class AsyncResult:
         """Return the value, or raise what the function raised; again and again, if you like.
 
         Waits up to ``timeout`` seconds; None: as long as a call on this bus does. Raises
-        CallTimeout where there is no outcome by then: not finished, or no longer kept.
+        CallTimeout where there is no outcome by then, and JobLost, after some 5 s, where Redis
+        knows nothing of the job: it lost its data, or the result is no longer kept.
         """
         deadline = Deadline(self._core.timeout if timeout is None else timeout)
         found = self._core.drive(waiting.wait(self._ticket(), deadline))

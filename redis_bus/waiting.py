@@ -192,7 +192,7 @@ class _Watch:
             raise FlightLostError
         raise JobLost(
             f"{self._ticket.shown}: Redis knows nothing of its job any more (it lost its data, or "
-            f"the key was evicted or deleted); it is unknown whether it ran"
+            f"the key expired, was evicted or deleted); it is unknown whether it ran"
         )
 
 
