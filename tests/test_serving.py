@@ -16,7 +16,7 @@ import redis
 
 import redis_bus.protocol
 import redis_bus.worker
-from redis_bus import Bus, BusError, ConnectionLost, NoWorkers, WorkerLost
+from redis_bus import Bus, BusError, CallTimeout, ConnectionLost, NoWorkers, WorkerLost
 from redis_bus.embedded import EmbeddedRedis
 from tests.support import PATIENCE_SECONDS, Processes, eventually, serving, workers
 
@@ -524,4 +524,18 @@ def test_a_worker_that_finishes_its_last_job_serves_nothing_any_more(
     assert not answer.done()
     client.rpush("go", 1)
     answer.result(20)
+    assert worker.wait(PATIENCE_SECONDS) == 0
+
+
+def test_a_call_whose_job_runs_on_a_worker_that_stops_is_not_told_that_nobody_serves(
+    worker: subprocess.Popen[str], caller: Bus, client: redis.Redis, pool: ThreadPoolExecutor
+) -> None:
+    answer = pool.submit(caller.held.options(timeout=2), 1)
+    wait_until_entered(client)
+    worker.send_signal(signal.SIGTERM)
+    eventually(lambda: workers(caller, "held") == 0)
+    with pytest.raises(CallTimeout, match="taken by a worker that takes no other") as error:
+        answer.result(20)
+    assert not isinstance(error.value, NoWorkers)
+    client.rpush("go", 1)
     assert worker.wait(PATIENCE_SECONDS) == 0
