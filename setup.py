@@ -39,6 +39,7 @@ setup(
             "trustme>=1.1",
             "mypy>=1.10",
             "ruff>=0.6",
+            "uvloop>=0.19",
         ],
     },
     entry_points={

@@ -1,6 +1,6 @@
 -- admit: decide whether a claimed job that may share its flight still has to run, being late.
 --
--- KEYS  running, reply, meta, cache, flight
+-- KEYS  running, reply, inboxes, meta, cache, flight
 -- ARGV  job, method, generation (of the job), deadline (0: none), hold, keep (all ms);
 --       hold: how long a flight lasts from here, unless `beat` renews it
 --
@@ -17,7 +17,8 @@
 -- include: read_flight
 -- include: write_flight
 -- include: reply
-local running, reply, meta, cache, flight = unpack(KEYS)
+-- include: tell
+local running, reply, inboxes, meta, cache, flight = unpack(KEYS)
 local job, method, own, deadline, hold, keep = unpack(ARGV)
 deadline = tonumber(deadline)
 local late = deadline > 0 and now_ms() > deadline
@@ -43,12 +44,14 @@ end
 if leader and flown == own then
   write_flight(flight, leader, flown, 2, 'KEEPTTL')
   put_reply(reply, '>' .. leader, keep)
+  tell(inboxes, job, '>' .. leader)
   redis.call('HDEL', running, job)
   return 'moved'
 end
 local entry, _, start = live_entry(cache, own)
 if entry then
   put_reply(reply, string.sub(entry, start), keep)
+  tell(inboxes, job, string.sub(entry, start))
   redis.call('HDEL', running, job)
   return 'answered'
 end

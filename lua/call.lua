@@ -3,7 +3,7 @@
 -- KEYS  meta, stats, queue, wake, reply, pending, serving; where it has a cache_key: cache, flight
 -- ARGV  method, etag, job, budget (until nobody waits any more; 0: no deadline), and:
 --   mode    'wait': the caller blocks on reply already, so it gets a refusal there too;
---           'call': it waits once it knows for what; 'run': the outcome is kept for `keep`
+--           'call', 'async': it waits once it knows for what; 'run': comes for it within `keep`
 --   limit   jobs that may wait; 0: any number
 --   fast    refuse where no worker alive but this one serves ('1': none at all); '0': never
 --   tries   how often the job may run, where workers die of it
@@ -74,7 +74,7 @@ if flight then
 end
 local deadline = budget > 0 and string.format('%.0f', now + budget) or 0
 local line = {job, 1, tries, deadline, now, etag, mode, generation, flight and #key or '-', method}
-local note, text = mode == 'run' and (flight and 'k' .. key or ''), table.concat(line, ' ')
-enqueue('RPUSH', queue, wake, pending, job, note, text .. '\n' .. key .. body, life, now, grace)
+local entry_line, note = table.concat(line, ' ') .. '\n' .. key .. body, flight and 'k' .. key or ''
+enqueue('RPUSH', queue, wake, pending, job, mode, note, entry_line, life, now, grace)
 count(stats, entry and 'hits' or 'queued', 1)
 return entry and {'hit', entry} or {'queued', job, now, foreign}

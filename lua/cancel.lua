@@ -1,6 +1,6 @@
 -- cancel: withdraw a job that no worker has taken yet.
 --
--- KEYS  pending, reply
+-- KEYS  pending, reply, inboxes
 --       flight   only where the job has a cache key
 -- ARGV  job, outcome (that it was cancelled), keep (ms that the outcome is kept)
 --
@@ -9,7 +9,8 @@
 -- Its queue entry stays until `take` passes over it. Sent twice, the second answers 'late'.
 -- include: read_flight
 -- include: reply
-local pending, reply, flight = unpack(KEYS)
+-- include: tell
+local pending, reply, inboxes, flight = unpack(KEYS)
 local job, outcome, keep = unpack(ARGV)
 
 local noted = redis.call('HGET', pending, job)
@@ -25,4 +26,5 @@ if flight then
 end
 redis.call('HSET', pending, job, '-')
 put_reply(reply, outcome, keep)
+tell(inboxes, job, outcome)
 return 'cancelled'

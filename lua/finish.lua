@@ -1,6 +1,7 @@
 -- finish: reply to every waiter, and store the value only if it is still valid; in one step.
 --
 -- KEYS  running, reply, stats
+--       inboxes               not in mode 'wait', whose only caller blocks
 --       meta, cache, flight   only where the job has a cache key
 -- ARGV  job, outcome, and:
 --   keep      how long the outcome is kept for runs that joined, or may have
@@ -20,7 +21,8 @@
 -- include: count
 -- include: meta
 -- include: read_flight
-local running, reply, stats, meta, cache, flight = unpack(KEYS)
+-- include: tell
+local running, reply, stats, inboxes, meta, cache, flight = unpack(KEYS)
 local job, outcome, keep, alone, deadline, spent, method, generation, expire, stale = unpack(ARGV)
 
 if redis.call('HDEL', running, job) == 0 then
@@ -58,4 +60,7 @@ if flight then
   end
 end
 answer(reply, outcome, joined, tonumber(keep), tonumber(alone), tonumber(deadline))
+if inboxes then
+  tell(inboxes, job, outcome)
+end
 return 'done'

@@ -1,6 +1,6 @@
 -- reclaim: give a job away whose worker's lease has ended, or fail it where it may not run again.
 --
--- KEYS  workers, running, queue, wake, pending, reply, stats, dead
+-- KEYS  workers, running, queue, wake, pending, reply, inboxes, stats, dead
 --       flight   only where the job has a cache key
 -- ARGV  worker, job, outcome (that it was lost), and:
 --   keep    how long the outcome is kept for runs, `alone` for others
@@ -18,7 +18,8 @@
 -- include: parse_job
 -- include: put_back
 -- include: read_flight
-local workers, running, queue, wake, pending, reply, stats, dead, flight = unpack(KEYS)
+-- include: tell
+local workers, running, queue, wake, pending, reply, inboxes, stats, dead, flight = unpack(KEYS)
 local worker, job, outcome = unpack(ARGV)
 local keep, alone, lease, cap, letters = unpack(ARGV, 4)
 local now = now_ms()
@@ -64,6 +65,7 @@ elseif mode == 'refresh' then
   alone = 0
 end
 answer(reply, outcome, joined, tonumber(keep), tonumber(alone), tonumber(deadline))
+tell(inboxes, job, outcome)
 if tries > 1 or mode == 'run' then
   bury(dead, now, 'lost', worker, entry, letters)
 end

@@ -10,6 +10,7 @@
 -- A worker sends this after it popped one wake token, of whichever method; so the first choice is
 -- a queue that waits without a token. Sent twice, it claims a second job.
 -- include: clock
+-- include: may_cancel
 -- include: parse_job
 -- include: pop
 local running, workers, now = KEYS[1], KEYS[2], now_ms()
@@ -22,7 +23,7 @@ local function next_job(queue, pending)
       return entry, nil
     end
     local late = deadline ~= '0' and now > tonumber(deadline) and size == '-'
-    local noted = mode == 'run' and redis.pcall('HGET', pending, job)
+    local noted = may_cancel(mode) and redis.pcall('HGET', pending, job)
     if type(noted) == 'string' then
       redis.call('HDEL', pending, job)
     end

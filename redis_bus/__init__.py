@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .async_bus import AsyncBus
     from .bus import Bus
     from .dead_letters import DeadLetter
     from .errors import (
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .result import AsyncResult
 
 __all__ = [
+    "AsyncBus",
     "AsyncResult",
     "Bus",
     "BusError",
@@ -46,6 +48,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _PLACES = {
+    "AsyncBus": "async_bus",
     "AsyncResult": "result",
     "Bus": "bus",
     "DeadLetter": "dead_letters",

@@ -21,7 +21,7 @@ from .protocol import check_bus_name, check_method_name, check_prefix
 from .registration import Registration, Settings
 from .result import AsyncResult, parse_id
 from .transport import Transport, connect
-from .worker import Worker
+from .worker import Worker, check_concurrency
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -214,24 +214,31 @@ class Bus:
 
     # -- serving ------------------------------------------------------------------------------
 
-    def serve(self, pattern: str | None = None, debug: bool = False) -> None:
+    def serve(
+        self, pattern: str | None = None, debug: bool = False, *, concurrency: int = 1
+    ) -> None:
         """Serve what was registered here until SIGTERM or SIGINT.
 
         ``pattern``: only the methods whose names match it (as in a shell: ``math_*``).
         ``debug``: on an exception, pdb opens in the frame that raised.
+        ``concurrency``: how many jobs run at a time. One runs in this thread; of more, each plain
+        function runs in a thread of its own, all ``async def`` functions on one event loop.
 
         Raises BusError where there is nothing to serve, ConnectionLost where Redis cannot be
         reached at the start; after that, a worker tries again until Redis is back.
         """
-        with self._serving(pattern, debug=debug) as worker:
+        with self._serving(pattern, debug=debug, concurrency=concurrency) as worker:
             worker.serve()
 
     def serve_once(self, pattern: str | None = None, debug: bool = False) -> int:
-        """Run the jobs that wait now, then return how many there were. See `serve`."""
+        """Run the jobs that wait now, in turn, and return how many there were. See `serve`."""
         with self._serving(pattern, debug=debug) as worker:
             return worker.serve_once()
 
-    def _make_worker(self, pattern: str | None, *, debug: bool) -> Worker:
+    def _make_worker(
+        self, pattern: str | None, *, debug: bool = False, concurrency: int = 1
+    ) -> Worker:
+        check_concurrency(concurrency, debug=debug)
         wanted = [
             registration
             for name, registration in self._core.registrations.items()
@@ -241,11 +248,14 @@ class Bus:
             what = f"matches {pattern!r}" if self._core.registrations else "is registered here"
             raise BusError(f"bus {self.name!r}: nothing to serve, no method {what}")
         targets = [self._core.compile(registration) for registration in wanted]
-        return Worker(self._core, list(zip(wanted, targets, strict=True)), debug=debug)
+        served = list(zip(wanted, targets, strict=True))
+        return Worker(self._core, served, debug=debug, concurrency=concurrency)
 
     @contextlib.contextmanager
-    def _serving(self, pattern: str | None, *, debug: bool) -> Iterator[Worker]:
-        worker = self._make_worker(pattern, debug=debug)
+    def _serving(
+        self, pattern: str | None, *, debug: bool = False, concurrency: int = 1
+    ) -> Iterator[Worker]:
+        worker = self._make_worker(pattern, debug=debug, concurrency=concurrency)
         self._workers.add(worker)
         try:
             yield worker
@@ -253,7 +263,7 @@ class Bus:
             self._workers.discard(worker)
 
     def stop(self) -> None:
-        """Let each `serve` that runs in another thread finish its job and return."""
+        """Let each `serve` that runs in another thread finish what it runs and return."""
         for worker in list(self._workers):
             worker.stop()
 

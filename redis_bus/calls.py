@@ -24,13 +24,16 @@ from .errors import (
     SerializationError,
     WorkerLost,
 )
-from .steps import Request, Steps, ask
+from .protocol import LEASE_MS, Command
+from .steps import Request, Steps, Wait, ask
 from .target import Args, Kwargs, Options, ShownCall, Target
 from .transport import is_unreachable
 from .waiting import FIRST_SLICE_SECONDS, FlightLostError, Ticket, slice_of, wait
 
 logger = logging.getLogger(__name__)
 
+# The outcome of a job whose caller went away, which so nobody reads.
+_CANCELLED = outcome.encode_error(Cancelled("its caller went away"), trace="")
 # How often a call is begun anew: registrations that change, connections that are lost.
 MAX_TRIES = 5
 
@@ -46,6 +49,11 @@ class Source(Protocol):
 
     @property
     def target(self) -> Target: ...
+
+    @property
+    def listens(self) -> bool:
+        """Whether outcomes are told on an inbox, and a caller may go away: see `Wait`."""
+        ...
 
     def refreshed(self) -> Steps[Target]:
         """Ask Redis what is published now. Raises BusError where the method is gone."""
@@ -203,21 +211,23 @@ def _call_alone(
     command = target.route.call(
         job,
         body,
-        mode=Mode.WAIT,
+        mode=Mode.ASYNC if source.listens else Mode.WAIT,
         budget_ms=deadline.left_ms(),
         fail_fast=options.fail_fast,
         but=nested.busy_worker(target.route),
     )
     seconds, timeout = slice_of(deadline, FIRST_SLICE_SECONDS)
-    status, reply = yield Request((command, service.wait_alone(job, seconds)), timeout)
+    withdraw = _withdraw(source, target, job, None)
+    slice_ = Wait(service, job, seconds, alone=True, only_if=b"queued")
+    status, reply = yield Request((command,), timeout, wait=slice_, withdraw=withdraw)
     if status[0] != b"queued":
         _raise_refusal(status, target, shown)
         yield from _renew(source, target)
         return None
     if reply is not None:
-        return bytes(reply[1])
+        return bytes(reply)
     again = target.may_run_twice
-    ticket = Ticket(target.route, job, status[2], shown, may_run_twice=again)
+    ticket = Ticket(target.route, job, status[2], shown, None, again, withdraw)
     try:
         return (yield from wait(ticket, deadline, has_waited=True))
     except FlightLostError:
@@ -235,17 +245,19 @@ def _call_keyed(
 ) -> Steps[bytes | _Hit | None]:
     """A call with a cache key: only a miss waits. None: it is to be made again."""
     flight, again = target.route.flight(key), target.may_run_twice
+    job = new_job_id()
     command = target.route.call(
-        new_job_id(),
+        job,
         body,
-        mode=Mode.CALL,
+        mode=Mode.ASYNC if source.listens else Mode.CALL,
         budget_ms=deadline.left_ms(),
         key=key,
         fail_fast=options.fail_fast,
         but=nested.busy_worker(target.route),
     )
     _, timeout = slice_of(deadline, FIRST_SLICE_SECONDS)
-    status = (yield Request((command,), timeout))[0]
+    withdraw = _withdraw(source, target, job, flight)
+    status = (yield Request((command,), timeout, withdraw=withdraw))[0]
     match status:
         case [b"hit", bytes(entry)]:
             return _Hit(entry)
@@ -254,7 +266,7 @@ def _call_keyed(
                 raise Deadlock(f"{shown}: deadlock: it waits for the very job that makes this call")
             ticket = Ticket(target.route, leader.decode(), 0, shown, flight, again)
         case [b"queued", bytes(own), int(now), *foreign]:
-            ticket = Ticket(target.route, own.decode(), now, shown, flight, again)
+            ticket = Ticket(target.route, own.decode(), now, shown, flight, again, withdraw)
             if foreign:
                 logger.warning("%s: its cached value is not ours, and is overwritten", shown)
         case _:
@@ -265,6 +277,13 @@ def _call_keyed(
         return (yield from wait(ticket, deadline))
     except FlightLostError:
         return None
+
+
+def _withdraw(source: Source, target: Target, job: str, flight: bytes | None) -> Command | None:
+    """What withdraws a job that nobody has taken or joined, for callers that may go away."""
+    if not source.listens:
+        return None
+    return target.route.cancel(job, flight, _CANCELLED, keep_ms=LEASE_MS)
 
 
 def _discard(target: Target, key: bytes, entry: bytes, shown: ShownCall | str) -> Steps[None]:

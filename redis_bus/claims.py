@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from .entries import Job, parse_job
 from .errors import ProtocolError
 from .protocol import Command, Post, Route
+from .slot import Slot, unblock
 from .transport import Transport
 
 logger = logging.getLogger(__name__)
@@ -17,30 +18,58 @@ logger = logging.getLogger(__name__)
 class Claims:
     """What one worker holds. A claim that it does not know of came with a reply that was lost.
 
-    Such a job is given back, not started. The loop may be about to start it all the same, while
-    the heart gives it back: a lock decides which of them it is.
+    Such a job is given back, not started; but only once it is certain that it is on its way to no
+    slot. For that, every slot that was asking for a job when the claim was seen must have had its
+    answer since, or have lost its connection.
     """
 
     def __init__(self, post: Post, transport: Transport) -> None:
-        self.current: tuple[Route, Job] | None = None
         self._post = post
         self._transport = transport
         self._lock = threading.Lock()
-        self._given_back: set[str] = set()
-        self._suspects: set[str] = set()
+        self._held: dict[Slot, tuple[Route, Job]] = {}
+        # How often each slot began or ended to ask for a job: odd while it asks.
+        self._turns: dict[Slot, int] = {}
+        # Claims that nobody here knows of, and the turns of those who may be about to.
+        self._doubts: dict[str, dict[Slot, int]] = {}
+        # Two who look at once could give back what was given back, and taken anew in between.
+        self._looking = threading.Lock()
         # Outcomes that Redis did not take in time: their jobs were run, and are not to run again.
         self._late: dict[str, Command] = {}
 
-    def begin(self, route: Route, job: Job) -> bool:
-        """Note the job that is to run now. Returns False where it was given back meanwhile."""
+    # -- what the slots do --------------------------------------------------------------------
+
+    def ask(self, slot: Slot) -> None:
+        """Note that a slot is about to ask for a job."""
         with self._lock:
-            if job.id not in self._given_back:
-                self.current = (route, job)
-                return True
-            self._given_back.discard(job.id)
-        # It may have been claimed a second time.
-        self.release(route, job.id)
-        return False
+            turn = self._turns.get(slot, 0)
+            self._turns[slot] = turn + 1 + turn % 2
+
+    def begin(self, slot: Slot, route: Route, job: Job) -> None:
+        """Note the job that a slot was given, and is to run now."""
+        with self._lock:
+            self._held[slot] = (route, job)
+            self._doubts.pop(job.id, None)
+            self._answered(slot)
+
+    def answered(self, slot: Slot) -> None:
+        """Note that a slot was given nothing to run, or lost the connection on which it asked."""
+        with self._lock:
+            self._answered(slot)
+
+    def end(self, slot: Slot) -> None:
+        """Note that a slot has no job any more."""
+        with self._lock:
+            self._held.pop(slot, None)
+
+    def held(self, slot: Slot) -> tuple[Route, Job] | None:
+        """Return the job of a slot."""
+        return self._held.get(slot)
+
+    def all_held(self) -> list[tuple[Route, Job]]:
+        """Return the jobs of all slots."""
+        with self._lock:
+            return list(self._held.values())
 
     def release(self, route: Route, job: str) -> None:
         """Give a job back, not started, to the head of its queue."""
@@ -53,41 +82,78 @@ class Claims:
 
     def keep_late(self, job: str, finish: Command) -> None:
         """Keep an outcome until Redis takes it again."""
-        self._late[job] = finish
+        with self._lock:
+            self._late[job] = finish
 
     def send_late(self) -> Iterable[object]:
         """Send the outcomes that were kept, and return the replies one by one."""
-        for job, finish in list(self._late.items()):
+        with self._lock:
+            late = list(self._late.items())
+        for job, finish in late:
             yield self._transport.exchange(finish)[0]
-            del self._late[job]
+            with self._lock:
+                self._late.pop(job, None)
+
+    def _answered(self, slot: Slot) -> None:
+        turn = self._turns.get(slot, 0)
+        self._turns[slot] = turn + turn % 2
+
+    # -- what nobody knows of -----------------------------------------------------------------
 
     def give_back_strangers(self) -> None:
-        """Give back all claims of which nothing is known; on a new connection, before it takes."""
-        with self._lock:
-            self._given_back.clear()  # what was on its way on the old connection never comes
-        found = self._transport.ask(("HKEYS", self._post.running))[0]
-        for job in self._strangers(found):
-            self._give_back(job)
+        """Give back what is lost; on a new connection, before it takes.
+
+        It was lost with the old one, as a rule: so its caller need not wait for a heartbeat.
+        """
+        with self._looking:
+            self._look(self._transport.ask(("HKEYS", self._post.running))[0])
 
     def give_back_lost(self, found: Iterable[bytes]) -> None:
-        """Give back what was claimed and not known at this beat and the one before.
+        """Give back what is lost of the claims found at a heartbeat.
 
-        A claim on the way here is neither: it is known as soon as the loop has read it. What Redis
-        took for a connection that was lost already, after the new one looked for that, is both.
+        There may be some even so: what Redis took for a connection that was lost already, after
+        the new one looked.
         """
-        strangers = self._strangers(found)
-        for job in strangers & self._suspects:
-            # Held until it is given back: else the loop may take it anew meanwhile, and run it.
-            with self._lock:
-                if self.current is None or self.current[1].id != job:
-                    self._given_back.add(job)
-                    self._give_back(job)
-        self._suspects = strangers
+        # Who looks already may wait for Redis, and a heart must not.
+        if self._looking.acquire(blocking=False):
+            try:
+                self._look(found)
+            finally:
+                self._looking.release()
 
-    def _strangers(self, found: Iterable[bytes]) -> set[str]:
-        current = self.current
-        known = {*self._late, *([current[1].id] if current else [])}
-        return {job.decode("utf-8", "surrogateescape") for job in found} - known
+    def settle(self) -> None:
+        """Give back what is lost of the claims in doubt; for a slot that has had its answer."""
+        if self._doubts:
+            with self._looking:
+                self._give_back_settled()
+
+    def in_doubt(self) -> set[Slot]:
+        """Return the slots to which an unknown claim may be on its way."""
+        with self._lock:
+            doubts = [doubt for turns in self._doubts.values() for doubt in turns.items()]
+            return {slot for slot, turn in doubts if self._turns[slot] == turn}
+
+    def _look(self, found: Iterable[bytes]) -> None:
+        jobs = {job.decode("utf-8", "surrogateescape") for job in found}
+        with self._lock:
+            known = {*self._late, *(job.id for _, job in self._held.values())}
+            asking = {slot: turn for slot, turn in self._turns.items() if turn % 2}
+            self._doubts = {job: self._doubts.get(job, asking) for job in jobs - known}
+        self._give_back_settled()
+        # Those who wait for a job have their answer at once then, and settle it.
+        unblock(self._transport, self.in_doubt())
+
+    def _give_back_settled(self) -> None:
+        with self._lock:
+            lost = [
+                job
+                for job, turns in self._doubts.items()
+                if all(self._turns[slot] != turn for slot, turn in turns.items())
+            ]
+            for job in lost:
+                del self._doubts[job]
+        for job in lost:
+            self._give_back(job)
 
     def _give_back(self, job: str) -> None:
         field = job.encode("utf-8", "surrogateescape")
@@ -102,4 +168,5 @@ class Claims:
             return
         if method in routes:
             logger.info("worker %s: gives job %s back, not started", self._post.worker, job)
-            self.release(routes[method], job)
+            # Once: sent again, it could meet the claim of a slot that has taken the job anew.
+            self._transport.exchange(self._post.release(routes[method], job))

@@ -43,6 +43,15 @@ NAMES_SHOWN = 6
     metavar="N",
     help="Serve in N processes, started again when they die; else in this process alone.",
 )
+@option(
+    "-c",
+    "--concurrency",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Run N jobs at a time in each process: in threads, async functions on one event loop.",
+)
 @option("-d", "--debug", is_flag=True, help="On an exception, open pdb in the frame that raised.")
 @option("-b", "--burst", is_flag=True, help="Run what is queued now, then exit.")
 @option(
@@ -51,7 +60,7 @@ NAMES_SHOWN = 6
     metavar="SECONDS",
     default=SHUTDOWN_SECONDS,
     show_default=True,
-    help="How long a running job may go on after the first SIGTERM or ctrl-C.",
+    help="How long running jobs may go on after the first SIGTERM or ctrl-C.",
 )
 @url_option
 @option("--embedded", is_flag=True, help="Start a private Redis first, at the default address.")
@@ -76,6 +85,7 @@ def serve(
     target: str,
     pattern: str | None,
     workers: int | None,
+    concurrency: int,
     debug: bool,
     burst: bool,
     shutdown_timeout: float,
@@ -87,13 +97,16 @@ def serve(
 ) -> None:
     """Serve TARGET, a bus such as simple_math.bus in the current folder.
 
-    It runs until SIGTERM or ctrl-C: the first lets the running job finish, a second stops at
+    It runs until SIGTERM or ctrl-C: the first lets running jobs finish, a second stops at
     once. `redis-bus TARGET` means the same: serve is the default command.
     """
     if embedded and context.get_parameter_source("url") is ParameterSource.COMMANDLINE:
         raise click.UsageError("--embedded brings its own Redis: leave out --url")
     if workers and debug:
         raise click.UsageError("--debug needs one process, for its pdb: leave out --workers")
+    if concurrency > 1 and (debug or burst):
+        option = "--debug needs" if debug else "--burst runs"
+        raise click.UsageError(f"{option} one job at a time: leave out --concurrency")
     _set_up_logging(log_level, log_format)
     supervised = Supervised.from_environment()
     say: Callable[[str], None] = _say_json if log_format == "json" else _say_text
@@ -114,7 +127,7 @@ def serve(
             os.environ["REDIS_BUS_URL"] = url
         if workers:
             # The URL is not among them: `ps` would show its password.
-            options = [f"--shutdown-timeout={shutdown_timeout}"]
+            options = [f"--shutdown-timeout={shutdown_timeout}", f"--concurrency={concurrency}"]
             options += [f"--log-level={log_level}", f"--log-format={log_format}"]
             options += [] if pattern is None else [f"--pattern={pattern}"]
             options += ["--burst"] if burst else []
@@ -144,9 +157,13 @@ def serve(
                 say(f"{target} names its own Redis, {bus._core.transport.address}, which counts")
             bus._core.transport.exchange(("PING",))
         with signals.held():
-            worker = stack.enter_context(bus._serving(pattern, debug=debug))
+            serving = bus._serving(pattern, debug=debug, concurrency=concurrency)
+            worker = stack.enter_context(serving)
             signals.serving(worker.stop)
-        banner = f"serving {_shorten(names)} on bus {bus.name!r} at {bus._core.transport.address}"
+        what = _shorten(names)
+        if concurrency > 1:
+            what += f", {concurrency} at a time{' in each process' if supervised else ''},"
+        banner = f"serving {what} on bus {bus.name!r} at {bus._core.transport.address}"
         if supervised is None:
             say(banner if burst else f"{banner}; ctrl-C stops")
         for name in names:

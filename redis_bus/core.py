@@ -9,7 +9,7 @@ from . import codec, directory
 from .descriptor import Descriptor
 from .errors import BusError, ProtocolError
 from .registration import Registration
-from .steps import Steps
+from .steps import Request, Steps, Wait
 from .target import Target
 from .transport import Transport
 
@@ -42,7 +42,9 @@ class Core:
                 if request.pause:
                     time.sleep(request.pause)
                 try:
-                    if not request.commands:
+                    if request.wait is not None:
+                        replies = self._wait(request, request.wait)
+                    elif not request.commands:
                         replies = []
                     elif request.may_repeat:
                         replies = transport.ask(*request.commands, timeout=request.timeout)
@@ -61,6 +63,15 @@ class Core:
             if isinstance(cause, StopIteration):
                 raise cause from cause.__cause__
             raise
+
+    def _wait(self, request: Request, wait: Wait) -> list[Any]:
+        """Send the commands and the blocking one for the outcome, all in one write."""
+        if wait.alone:
+            block = wait.service.wait_alone(wait.job, wait.seconds)
+        else:
+            block = wait.service.wait_shared(wait.job, wait.seconds)
+        *replies, found = self.transport.exchange(*request.commands, block, timeout=request.timeout)
+        return [*replies, found[1] if wait.alone and found else found]
 
     def add(self, registration: Registration, method: Method[..., Any]) -> None:
         """Note what was registered; the last registration of a name counts."""

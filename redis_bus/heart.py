@@ -13,6 +13,7 @@ from .descriptor import from_json
 from .directory import publish
 from .errors import BusError, ProtocolError
 from .protocol import LEASE_MS, methods_key
+from .slot import LEAVE_SECONDS, unblock
 from .stop_flag import StopFlag
 from .sweep import sweep
 from .target import Target
@@ -25,15 +26,12 @@ logger = logging.getLogger(__name__)
 # Four beats fit in a lease: three may be late or lost before the worker counts as dead.
 BEAT_SECONDS = LEASE_MS / 1000 / 4
 UNBLOCK_SECONDS = 0.05
-# How long a worker that leaves waits for a Redis that does not answer: its lease ends anyway.
-LEAVE_SECONDS = 2.0
 
 
 class Heart:
-    """A thread beside a worker; it beats also while a job holds the worker for long."""
+    """A thread beside a worker; it beats also while jobs hold the worker for long."""
 
     def __init__(self, worker: Worker, targets: Sequence[Target], stopping: StopFlag) -> None:
-        self.waiting: int | None = None  # the client id of the worker's connection, while it waits
         self._worker = worker
         self._targets = {target.name: target for target in targets}
         self._stopping = stopping
@@ -67,18 +65,20 @@ class Heart:
     def _run(self) -> None:
         # A signal that comes to this thread would not end what the main thread waits for.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-        healthy = True
+        loop, healthy = self._worker.loop, True
         next_beat = time.monotonic() + BEAT_SECONDS
         while not self._ended.is_set():
             if time.monotonic() >= next_beat:
                 next_beat = time.monotonic() + BEAT_SECONDS
                 healthy = self._try_to_beat(healthy)
+            loop.look()
             if self._stopping.is_set():
                 self._retire()
-                self._unblock()
+                # So that they see it; their next wait, too.
+                unblock(self._worker.core.transport, self._worker.slots)
                 self._ended.wait(UNBLOCK_SECONDS)
             else:
-                self._stopping.wait(max(0.0, next_beat - time.monotonic()))
+                self._stopping.wait(min(loop.look_seconds, max(0.0, next_beat - time.monotonic())))
 
     def _try_to_beat(self, healthy: bool) -> bool:
         try:
@@ -93,8 +93,7 @@ class Heart:
     def _beat(self) -> None:
         """Renew the lease, see what is claimed, and look after workers whose lease has ended."""
         worker, core, post = self._worker, self._worker.core, self._worker.post
-        current = worker.claims.current
-        beat = post.beat([current] if current else [], serves=not self._retired)
+        beat = post.beat(worker.claims.all_held(), serves=not self._retired)
         held = ("HKEYS", post.running)
         lost, claimed = core.transport.ask(beat, held, timeout=BEAT_SECONDS)
         if lost:
@@ -146,7 +145,7 @@ class Heart:
         return etag
 
     def _retire(self) -> None:
-        """Leave the list of those who serve: the job that runs may take long, no other is taken."""
+        """Leave the list of those who serve: what runs may take long, no other job is taken."""
         if self._retired:
             return
         self._retired = True
@@ -154,15 +153,3 @@ class Heart:
             self._worker.core.transport.ask(*self._worker.post.retire(), timeout=LEAVE_SECONDS)
         except BusError as error:
             logger.debug("worker %s: cannot say that it stops: %s", self._worker.id, error)
-
-    def _unblock(self) -> None:
-        """End the worker's wait, so that it sees that it shall stop; its next wait too."""
-        client = self.waiting
-        if client is None:
-            return
-        try:
-            unblock = ("CLIENT", "UNBLOCK", client)
-            self._worker.core.transport.ask(unblock, timeout=LEAVE_SECONDS)
-        except BusError as error:
-            # It stops at the end of its slice then.
-            logger.debug("worker %s: cannot be unblocked: %s", self._worker.id, error)

@@ -37,6 +37,8 @@ class Method(Generic[P, R]):
         self.__name__ = self.__qualname__ = name
         self.__signature__ = empty_signature()
 
+    listens = False
+
     @property
     def target(self) -> Target:
         """What is known of the method, as far as this process has heard."""

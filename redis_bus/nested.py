@@ -9,9 +9,9 @@ from .protocol import Route
 
 
 class Host(NamedTuple):
-    """The worker that runs a job, as far as it can run no other meanwhile."""
+    """The worker that runs a job, as far as that says what else can run meanwhile."""
 
-    worker: str
+    worker: str | None  # None: it can run other jobs beside this one
     base: str  # what the keys of its service begin with
     methods: frozenset[str]
     job: str

@@ -31,6 +31,8 @@ SWEPT_AT_ONCE = 10
 # How long the outcome of a call is kept that its only waiter does not come for.
 ALONE_MS = 40_000
 DEAD_LETTERS_KEPT = 1000
+# How long a job's outcome is told to a client that listens; it listens anew with each slice.
+LISTEN_MS = 60_000
 # A blocking command is sent for at most this long, so that a dead socket, a failover or a lost
 # worker is noticed.
 SLICE_SECONDS = 5.0
@@ -143,6 +145,13 @@ class Service:
         """The wait of a job's only reader: it takes the outcome away."""
         return ("BLPOP", self.reply(job), seconds)
 
+    def inboxes(self, job: str) -> str:
+        return f"{self.base}inboxes:{job}"
+
+    def listen(self, job: str, inbox: str) -> Command:
+        """Have the outcome of a job told on a channel, or have it now, if it is there."""
+        return evalsha("listen", [self.reply(job), self.inboxes(job)], inbox, LISTEN_MS)
+
     def look(self, job: str) -> Command:
         """The outcome of a job, if it is there."""
         return ("LINDEX", self.reply(job), 0)
@@ -237,15 +246,20 @@ class Route:
         keys = [self.queue, self.serving, *map(self.service.running, workers)]
         return evalsha("state", keys, job, enqueued_ms)
 
-    def cancel(self, job: str, flight: bytes | None, outcome: bytes) -> Command:
-        keys: list[bytes | str] = [self.pending, self.service.reply(job)]
-        return evalsha("cancel", keys + ([flight] if flight else []), job, outcome, self.keep_ms)
+    def cancel(
+        self, job: str, flight: bytes | None, outcome: bytes, keep_ms: int | None = None
+    ) -> Command:
+        """Withdraw a job that nobody has taken; its outcome is kept for the route's time."""
+        service = self.service
+        keys: list[bytes | str] = [self.pending, service.reply(job), service.inboxes(job)]
+        keys += [flight] if flight else []
+        return evalsha("cancel", keys, job, outcome, keep_ms or self.keep_ms)
 
     def reclaim(self, worker: str, job: str, key: bytes | None, outcome: bytes) -> Command:
         """Give a job away whose worker's lease has ended, or fail it with an outcome."""
         service = self.service
         keys: list[bytes | str] = [service.workers, service.running(worker), self.queue, self.wake]
-        keys += [self.pending, service.reply(job), self.stats, self.dead]
+        keys += [self.pending, service.reply(job), service.inboxes(job), self.stats, self.dead]
         keys += [] if key is None else [self.flight(key)]
         alone = self.alone_ms if key is None else LEASE_MS
         times = (max(self.keep_ms, LEASE_MS), alone, LEASE_MS, FLIGHT_CAP_MS)
@@ -338,6 +352,8 @@ class Post:
         # Who joined may not have begun to wait: an outcome is kept for a lease at least.
         keep = max(route.keep_ms, LEASE_MS)
         args = (job.id, outcome, keep, alone, deadline, spent_us)
+        if job.mode is not Mode.WAIT:
+            keys.append(self.service.inboxes(job.id))
         if job.key is None:
             return evalsha("finish", keys, *args)
         keys += [self.service.meta, route.cache(job.key), route.flight(job.key)]
@@ -345,8 +361,9 @@ class Post:
 
     def admit(self, route: Route, job: Job) -> Command:
         assert job.key is not None
-        keys: list[bytes | str] = [self.running, self.service.reply(job.id), self.service.meta]
-        keys += [route.cache(job.key), route.flight(job.key)]
+        service = self.service
+        keys: list[bytes | str] = [self.running, service.reply(job.id), service.inboxes(job.id)]
+        keys += [service.meta, route.cache(job.key), route.flight(job.key)]
         args = (job.generation, job.deadline_ms, HOLD_MS, max(route.keep_ms, LEASE_MS))
         return evalsha("admit", keys, job.id, route.method, *args)
 

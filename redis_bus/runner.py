@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import inspect
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import codec, deadline, nested, outcome
 from .entries import Job
 from .errors import BusError, ProtocolError, SerializationError, WorkerLost
+from .loop import Loop, LoopHere
 from .registration import Registration
 from .stop_flag import StopNow
 from .target import ShownCall, Target
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .debugger import Debugger
 
 logger = logging.getLogger(__name__)
+
+# Whose frames are not shown above those of a function.
+OUR_MODULES = (__name__, Loop.__module__)
 
 
 class _Mismatch(Exception):
@@ -38,15 +41,18 @@ class _Served:
 
 
 class Runner:
-    """Runs the functions that a worker serves; knows nothing of Redis."""
+    """Runs the functions that a worker serves, one at a time; knows nothing of Redis.
 
-    def __init__(self, served: Sequence[tuple[Registration, Target]], *, debug: bool) -> None:
+    ``async def`` functions run on the ``loop``.
+    """
+
+    def __init__(
+        self, served: Sequence[tuple[Registration, Target]], loop: Loop, *, debug: bool = False
+    ) -> None:
         self._debug = debug
         self._running = False
-        self._interrupted = False
         self._debugger: Debugger | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[Any] | None = None
+        self._loop = loop
         self._served = {
             registration.name: _Served(
                 function=registration.function,
@@ -85,9 +91,7 @@ class Runner:
             shown = ShownCall(name, tuple(args), kwargs)
             if job.etag != served.target.etag:
                 _check_fit(served.target, args, kwargs)
-            value = contextvars.copy_context().run(
-                self._call, served.function, args, kwargs, left, host
-            )
+            value = contextvars.copy_context().run(self._call, name, args, kwargs, left, host)
             return codec.encode(value, serializer, root="result")
         except StopNow:
             raise
@@ -116,10 +120,9 @@ class Runner:
         An ``async def`` function is cancelled instead: what is raised amid the loop's own work
         would be lost there. Where that does not end it, a third signal does as to any other.
         """
-        if self._loop is not None and self._task is not None and not self._interrupted:
-            self._interrupted = True
-            self._loop.call_soon_threadsafe(self._task.cancel)
-        elif self._debugger is not None:
+        if isinstance(self._loop, LoopHere) and self._loop.interrupt():
+            return
+        if self._debugger is not None:
             self._debugger.leave()
         elif self._running:
             raise StopNow
@@ -129,16 +132,9 @@ class Runner:
         if self._debugger is not None:
             self._debugger.tell()
 
-    def close(self) -> None:
-        """Close the loop of the ``async def`` functions, if there was one."""
-        if self._loop is not None:
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.close()
-            self._loop = None
-
     def _call(
         self,
-        function: Callable[..., Any],
+        name: str,
         args: list[Any],
         kwargs: dict[str, Any],
         left: float | None,
@@ -148,25 +144,12 @@ class Runner:
         nested.runs_on(host)
         try:
             self._running = True
-            value = function(*args, **kwargs)
+            value = self._served[name].function(*args, **kwargs)
             if inspect.isawaitable(value):
-                value = self._await(value)
+                value = self._loop.run(value, name)
         finally:
             self._running = False
         return value
-
-    def _await(self, value: Awaitable[Any]) -> Any:
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-        self._task = self._loop.create_task(_awaited(value))
-        try:
-            return self._loop.run_until_complete(self._task)
-        except asyncio.CancelledError:
-            if self._interrupted:
-                raise StopNow from None
-            raise
-        finally:
-            self._task = None
 
     def _failed(self, error: BaseException, shown: ShownCall | str) -> bytes:
         logger.warning("%s raised %s", shown, type(error).__name__)
@@ -186,10 +169,6 @@ class Runner:
             self._debugger.examine(frames)
         finally:
             self._debugger = None
-
-
-async def _awaited(value: Awaitable[Any]) -> Any:
-    return await value
 
 
 def _check_fit(target: Target, args: list[Any], kwargs: dict[str, Any]) -> None:
@@ -213,7 +192,7 @@ def _decode(body: bytes, serializer: codec.Serializer) -> tuple[list[Any], dict[
 def _user_frames(error: BaseException) -> TracebackType | None:
     """The traceback from the user's function on; all of it where it never came that far."""
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_globals.get("__name__") == __name__:
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") in OUR_MODULES:
         trace = trace.tb_next
     return trace or error.__traceback__
 

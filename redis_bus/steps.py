@@ -10,19 +10,35 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any, NamedTuple, TypeVar
 
-from .protocol import Command
+from .protocol import Command, Service
 from .transport import READ_SECONDS
 
 T = TypeVar("T")
 
 
+class Wait(NamedTuple):
+    """What to wait for after the commands, in the same write where that can be."""
+
+    service: Service
+    job: str
+    seconds: float
+    alone: bool = False  # nobody else reads the outcome: it can be taken away
+    only_if: bytes | None = None  # what the reply to the first command is to begin with
+
+
 class Request(NamedTuple):
-    """Commands to send in one write, and how long to wait for each reply (s)."""
+    """Commands to send in one write, and how long to wait for each reply (s).
+
+    With ``wait`` the outcome that was waited for is the last reply, None where it did not come.
+    """
 
     commands: tuple[Command, ...]
     timeout: float = READ_SECONDS
     may_repeat: bool = False  # whether it does no harm to send them twice
     pause: float = 0.0  # s to wait before; where there is nothing to send, the reply is empty
+    wait: Wait | None = None
+    # What withdraws the job, where its caller goes away meanwhile without waiting to the end.
+    withdraw: Command | None = None
 
 
 def ask(*commands: Command, timeout: float = READ_SECONDS) -> Request:

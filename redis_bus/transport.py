@@ -111,6 +111,8 @@ class Transport:
         settings: dict[str, Any] = {**pool.connection_kwargs, "socket_timeout": READ_SECONDS}
         settings.update(retry=no_retry, retry_on_error=[], retry_on_timeout=False)
         check_settings(pool.connection_class, settings)
+        self.connection_class = pool.connection_class
+        self.settings = settings
         self._connect: Callable[[], Any] = lambda: pool.connection_class(**settings)
         self._tls = settings if issubclass(pool.connection_class, redis.SSLConnection) else None
         self._idle: list[Link] = []
@@ -148,7 +150,7 @@ class Transport:
                 if str(error).startswith(PASSING):
                     text = f"Redis at {self.address} cannot do this now: {error}"
                     raise ConnectionLost(text) from error
-                raise BusError(f"Redis at {self.address} {_refusal(error)}") from error
+                raise BusError(f"Redis at {self.address} {refusal(error)}") from error
             except (redis.RedisError, OSError) as error:
                 link.close()
                 raise self.lost(error) from error
@@ -229,6 +231,10 @@ class Transport:
                 return ConnectionLost(f"{NO_TLS} {self.address} ({reason})")
         return ConnectionLost(_explain(error, self.address, connecting=connecting))
 
+    def lost_connecting(self, error: BaseException) -> ConnectionLost:
+        """Return the error that says why there is no connection."""
+        return self.lost(error, connecting=True)
+
     def close(self) -> None:
         """Close the idle connections."""
         while self._idle:
@@ -263,7 +269,8 @@ def _explain_tls(error: BaseException, settings: dict[str, Any]) -> str | None:
     return None
 
 
-def _refusal(error: redis.ResponseError) -> str:
+def refusal(error: redis.ResponseError) -> str:
+    """Say that Redis refused something, in words that follow its name."""
     if isinstance(error, redis.exceptions.OutOfMemoryError):
         return f"is out of memory: {error}"
     return f"refused: {error}"

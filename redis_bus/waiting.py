@@ -16,8 +16,8 @@ from .errors import (
     NoWorkers,
     ProtocolError,
 )
-from .protocol import MOVED_TAG, SLICE_SECONDS, Route
-from .steps import Request, Steps, ask
+from .protocol import MOVED_TAG, SLICE_SECONDS, Command, Route
+from .steps import Request, Steps, Wait, ask
 from .sweep import sweep
 from .target import ShownCall
 from .transport import READ_SECONDS
@@ -47,6 +47,7 @@ class Ticket:
     shown: ShownCall | str
     flight: bytes | None = None  # the key in Redis that names the job, where it has a cache key
     may_run_twice: bool = False
+    withdraw: Command | None = None  # see `Request`
 
 
 class FlightLostError(Exception):
@@ -68,9 +69,12 @@ def wait(ticket: Ticket, deadline: Deadline, *, has_waited: bool = False) -> Ste
                 longest = yield from watch.look_around()
                 has_waited = False
             seconds, timeout = slice_of(deadline, longest)
-            look = service.look(watch.job)
-            command = look if is_late else service.wait_shared(watch.job, seconds)
-            reply = (yield Request((command,), timeout))[0]
+            if is_late:
+                reply = (yield Request((service.look(watch.job),), timeout))[0]
+            else:
+                slice_ = Wait(service, watch.job, seconds)
+                request = Request((), timeout, wait=slice_, withdraw=ticket.withdraw)
+                reply = (yield request)[0]
         except ConnectionLost as error:
             # The outcome is read without taking it, so it survives that.
             pause = away.pause(deadline)

@@ -1,52 +1,41 @@
-"""Worker: take a job, run it, finish it; one write and one wait for each."""
+"""Worker: one id, one lease, and one or more slots that run jobs, until it is told to stop."""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-import itertools
 import logging
 import os
+import queue
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import redis
 
-from . import nested, outcome
 from .claims import Claims
-from .entries import Job, parse_job
-from .errors import BusError, ProtocolError
+from .errors import BusError
 from .heart import Heart
-from .protocol import (
-    LEASE_MS,
-    Claim,
-    Command,
-    Post,
-    Route,
-    needs_admission,
-    pack,
-)
+from .loop import Loop, LoopHere, LoopThread
+from .protocol import Post
 from .registration import Registration
 from .runner import Runner
-from .stop_flag import StopFlag, StopNow
+from .slot import LEAVE_SECONDS, Slot
+from .stop_flag import StopFlag
 from .target import Target
-from .transport import READ_SECONDS, Link
 
 if TYPE_CHECKING:
     from .core import Core
 
 logger = logging.getLogger(__name__)
 
-BACKOFF_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
-# So often a connection breaks with an outcome of so many bytes, before another one is sent.
-MAX_BROKEN_LINKS = 4
-LARGE_BYTES = 500_000
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Where the system gives a signal to another thread than the main one, that looks for it so often.
+LOOK_SECONDS = 0.5
 
 
 # Whether this context imports a module whose bus is to be served by the one who imports it.
@@ -71,10 +60,19 @@ def importing() -> Iterator[None]:
 
 
 class Worker:
-    """Serves registered functions, one job at a time, until it is told to stop."""
+    """Serves registered functions, ``concurrency`` jobs at a time, until it is told to stop.
+
+    One job at a time runs in the thread that serves. More run in threads of their own, and their
+    ``async def`` functions on one loop.
+    """
 
     def __init__(
-        self, core: Core, served: Sequence[tuple[Registration, Target]], *, debug: bool = False
+        self,
+        core: Core,
+        served: Sequence[tuple[Registration, Target]],
+        *,
+        debug: bool = False,
+        concurrency: int = 1,
     ) -> None:
         self.core = core
         self.id = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
@@ -85,204 +83,119 @@ class Worker:
         self.claims = Claims(self.post, core.transport)
         # Workers whose place this one takes, of which its supervisor knows that they are dead.
         self.succeeds: tuple[str, ...] = ()
-        self._methods = frozenset(target.name for target in targets)
-        self._runner = Runner(served, debug=debug)
-        self._transport = core.transport
-        self._stopping = StopFlag()
-        self._heart = Heart(self, targets, self._stopping)
-        self._out = threading.Event()
-        self._unsent: Command | None = None
-        self._broken_links = 0  # in a row, with the same outcome to send
+        self.methods = frozenset(target.name for target in targets)
+        self.stopping = StopFlag()
+        self.loop: Loop = LoopHere() if concurrency == 1 else LoopThread()
+        # The slots that wait for Redis to come back.
+        self.away: set[Slot] = set()
+        self.slots = [
+            Slot(self, Runner(served, self.loop, debug=debug), number)
+            for number in range(concurrency)
+        ]
+        self._heart = Heart(self, targets, self.stopping)
         self._signals = 0
         self._pid = os.getpid()
-        self._turns = 0
+        # Slots that have ended, and None to leave those alone that have not.
+        self._news: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
+        self._failures: list[BaseException] = []
 
     # -- the two ways to serve ----------------------------------------------------------------
 
     def serve(self) -> None:
         """Run jobs until `stop` or a signal. See `Bus.serve`."""
         _refuse_at_import()
-        self._publish()
+        self.publish()
         with self._listening(), self._alive():
-            logger.info("worker %s serves %s", self.id, ", ".join(self._runner.names))
-            while not self._stopping.is_set():
-                try:
-                    self._serve_link()
-                except (BusError, redis.RedisError, OSError) as error:
-                    self._wait_for_redis(error)
-                    self._replace_large_outcome()
-            self._deliver()
+            logger.info("worker %s serves %s", self.id, ", ".join(sorted(self.methods)))
+            if len(self.slots) == 1:
+                self.slots[0].serve()
+            else:
+                self._serve_in_threads()
         logger.info("worker %s has stopped", self.id)
 
     def serve_once(self) -> int:
-        """Run the jobs that wait now, and return how many there were."""
+        """Run the jobs that wait now, one after the other, and return how many there were."""
         _refuse_at_import()
-        self._publish()
+        self.publish()
         with self._listening(), self._alive():
-            lengths = self._transport.ask(*(("LLEN", r.queue) for r in self.post.routes))
-            done = 0
-            while done < sum(lengths) and not self._stopping.is_set():
-                order, _ = self._next_turn()
-                taken = self._transport.exchange(self.post.take(order))[0]
-                claim = self.post.parse_take(taken, order)
-                if claim is None:
-                    break
-                self._handle(claim)
-                self._deliver()
+            queues = (("LLEN", route.queue) for route in self.post.routes)
+            queued, done = sum(self.core.transport.ask(*queues)), 0
+            while done < queued and not self.stopping.is_set() and self.slots[0].serve_next():
                 done += 1
         return done
 
     def stop(self) -> None:
-        """Finish the running job and take no other; safe from any thread and signal handler."""
-        self._stopping.set()
+        """Finish what runs and take no other job; safe from any thread and signal handler."""
+        self.stopping.set()
 
-    # -- the loop -----------------------------------------------------------------------------
+    @property
+    def was_told_twice(self) -> bool:
+        """Whether a second signal said to stop at once."""
+        return self._signals > 1
 
-    def _serve_link(self) -> None:
-        """Serve over one connection until it breaks or the worker stops."""
-        link = self._transport.checkout()
+    # -- several jobs at a time ---------------------------------------------------------------
+
+    def _serve_in_threads(self) -> None:
+        """Serve with all slots until they have ended, or a second signal leaves them alone."""
+        threads: dict[Slot, threading.Thread] = {}
+        for slot in self.slots:
+            # A daemon: the second signal ends the process, whatever a function does then.
+            name = f"redis_bus slot {len(threads) + 1}"
+            threads[slot] = threading.Thread(
+                target=self._serve_slot, args=(slot,), name=name, daemon=True
+            )
+            threads[slot].start()
+        while threads:
+            ended = self._next_news(LOOK_SECONDS)
+            if ended is not None:
+                threads.pop(ended).join()
+            elif self._signals > 1:
+                self._abandon(threads)
+                break
+        if self._failures:
+            raise self._failures[0]
+
+    def _serve_slot(self, slot: Slot) -> None:
         try:
-            link.set_timeout(READ_SECONDS)
-            link.send(pack(("CLIENT", "ID")))
-            client = link.read()
-            for reply in self.claims.send_late():
-                self._accepted(reply)
-            self.claims.give_back_strangers()
-            while not self._stopping.is_set():
-                self._step(link, client if isinstance(client, int) else None)
-        except BaseException:
-            link.close()
-            raise
-        self._transport.checkin(link)
-
-    def _step(self, link: Link, client: int | None) -> None:
-        """Send the last job's outcome, wait, take the next job: one write, then run it."""
-        order, wait_and_take = self._next_turn()
-        finish = self._unsent
-        self._heart.waiting = client
-        try:
-            link.send(pack(finish) + wait_and_take if finish else wait_and_take)
-            if finish and self._accepted(link.read()):
-                self._unsent = self.claims.current = None
-            elif finish:
-                self._deliver()  # on another connection: this one waits already
-            woken, taken = link.read(), link.read()
+            slot.serve()
+        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that serves
+            self._failures.append(error)
+            self.stop()
         finally:
-            self._heart.waiting = None
-        if isinstance(woken, redis.ResponseError):
-            raise woken
-        if isinstance(taken, redis.exceptions.NoScriptError):
-            taken = self._transport.exchange(self.post.take(order))[0]
-        if isinstance(taken, redis.ResponseError):
-            raise taken
-        claim = self.post.parse_take(taken, order)
-        if claim is None:
-            return
-        if self._stopping.is_set() and not claim.foreign:
-            self.claims.release(claim.route, parse_job(claim.entry).id)
-            return
-        self._handle(claim)
+            self._news.put(slot)
 
-    def _next_turn(self) -> tuple[list[Route], bytes]:
-        self._turns += 1
-        return self.post.turn(self._turns)
-
-    def _handle(self, claim: Claim) -> None:
-        """Run a claimed job; its outcome is left in ``_unsent``."""
+    def _next_news(self, seconds: float) -> Slot | None:
         try:
-            if claim.foreign:
-                raise ProtocolError(f"a queue entry that is no job: {claim.entry[:60]!r}")
-            job = parse_job(claim.entry)
-        except ProtocolError as error:
-            logger.error("%s: %s; it is put to the dead letters", claim.route.method, error)
-            self.claims.bury(claim.route, claim.entry, claimed=not claim.foreign)
-            return
-        if not self.claims.begin(claim.route, job):
-            return
-        if needs_admission(job, claim.now_ms):
-            verdict = self._transport.exchange(self.post.admit(claim.route, job))[0]
-            if verdict != b"run":
-                self.claims.current = None
-                return
-        # Past its deadline it runs for those who joined it, whose own time is not known.
-        left = (job.deadline_ms - claim.now_ms) / 1000 if job.deadline_ms else 0.0
-        started = time.perf_counter()
-        try:
-            budget = left if left > 0 else None
-            result = self._runner.run(claim.route.method, job, budget, self._host(job))
-        except StopNow:
-            result = self._runner.lost(claim.route.method)
-        except BaseException as error:  # noqa: BLE001 - a function's own exceptions may misbehave
-            # Raised amid C code, as in readline, StopNow may come out as a SystemError.
-            is_stopped = self._signals > 1 and isinstance(error, SystemError)
-            method = claim.route.method
-            result = self._runner.lost(method) if is_stopped else self._runner.broken(method, error)
-        self._unsent = self.post.finish(
-            claim.route,
-            job,
-            result,
-            spent_us=round((time.perf_counter() - started) * 1e6),
-            expire_ms=self._runner.expire_ms(claim.route.method),
-            stale_ms=self._runner.stale_ms(claim.route.method),
-        )
+            return self._news.get(timeout=seconds)
+        except queue.Empty:
+            return None
 
-    def _host(self, job: Job) -> nested.Host:
-        """What a job's own calls are to know: while it runs, this worker runs no other."""
-        service = self.post.service
-        return nested.Host(self.id, service.base, self._methods, job.id)
+    def _abandon(self, threads: dict[Slot, threading.Thread]) -> None:
+        """Tell those who wait for the jobs of these slots that they are lost, and go.
 
-    def _replace_large_outcome(self) -> None:
-        """Say that an outcome is too large, where Redis cuts the connection whenever it comes.
-
-        Redis does so above its ``proto-max-bulk-len``, with no other answer that is sure to arrive.
+        A function in a thread cannot be ended from outside. What comes of it is not wanted then.
         """
-        current = self.claims.current
-        self._broken_links = self._broken_links + 1 if self._unsent else 0
-        if self._unsent is None or current is None or self._broken_links < MAX_BROKEN_LINKS:
-            return
-        size = sum(len(part) for part in self._unsent if isinstance(part, bytes))
-        if size < LARGE_BYTES:
-            return
-        route, job = current
-        logger.error("%s: Redis takes no outcome of %d bytes", route.method, size)
-        text = f"{route.method}: it ran, but Redis does not take its outcome of {size} bytes"
-        lost = outcome.encode_error(BusError(text), trace="")
-        self._unsent = self.post.finish(route, job, lost, spent_us=0, expire_ms=0, stale_ms=0)
-
-    def _accepted(self, reply: Any) -> bool:
-        """Whether Redis took an outcome; if not, it is sent again by `_deliver`."""
-        if isinstance(reply, redis.exceptions.NoScriptError):
-            return False
-        if isinstance(reply, redis.ResponseError):
-            logger.error("Redis refused an outcome, it is sent again: %s", reply)
-            return False
-        if reply == b"fenced":
-            logger.warning("an outcome was not wanted: it was there already, or the job given away")
-        return True
-
-    def _deliver(self) -> None:
-        """Send the outcome that was not sent yet; `finish` may be sent twice."""
-        end = time.monotonic() + LEASE_MS / 1000
-        for turn in itertools.count():
-            unsent = self._unsent
-            current = self.claims.current
-            if unsent is None or current is None:
-                self.claims.current = None
-                return
-            try:
-                self._accepted(self._transport.exchange(unsent)[0])
-                self._unsent = None
-            except BusError as error:
-                if time.monotonic() > end:
-                    logger.error("an outcome cannot be sent now: %s", error)
-                    self.claims.keep_late(current[1].id, unsent)
-                    self._unsent = None
-                else:
-                    self._out.wait(BACKOFF_SECONDS[min(turn, len(BACKOFF_SECONDS) - 1)])
+        lost = [finish for finish in [slot.abandon() for slot in threads] if finish is not None]
+        if isinstance(self.loop, LoopThread):
+            self.loop.cancel()
+        try:
+            if lost:
+                self.core.transport.exchange(*lost, timeout=LEAVE_SECONDS)
+        except BusError as error:
+            # Their callers learn it when the lease has ended.
+            logger.warning("worker %s: cannot say which jobs are lost: %s", self.id, error)
+        # Slots without a job are about to end.
+        end = time.monotonic() + LEAVE_SECONDS
+        while any(self.claims.held(slot) is None for slot in threads):
+            ended = self._next_news(max(0.0, end - time.monotonic()))
+            if ended is not None:
+                threads.pop(ended).join()
+            elif time.monotonic() >= end:
+                break
 
     # -- staying alive, and stopping ----------------------------------------------------------
 
-    def _publish(self) -> None:
+    def publish(self) -> None:
         """Publish the methods; where memory is full, the heart does that once there is room."""
         try:
             self.core.drive(self.core.publish(self.registrations))
@@ -297,25 +210,8 @@ class Worker:
             self._heart.start()
             yield
         finally:
-            self._out.set()
             self._heart.stop()
-            self._runner.close()
-
-    def _wait_for_redis(self, error: Exception) -> None:
-        """Come back when Redis does; a worker is not restarted for that."""
-        if self._unsent is None:
-            self.claims.current = None  # it did not come to run: it is given back
-        logger.warning("worker %s: %s; trying again", self.id, error)
-        for seconds in itertools.chain(BACKOFF_SECONDS, itertools.repeat(BACKOFF_SECONDS[-1])):
-            if self._stopping.wait(seconds):
-                return
-            try:
-                self._transport.exchange(("PING",))
-                self._publish()
-            except BusError:
-                continue
-            logger.info("worker %s: Redis is back", self.id)
-            return
+            self.loop.close()
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
@@ -339,10 +235,23 @@ class Worker:
             return
         self._signals += 1
         self.stop()
-        if self._signals > 1:
-            self._runner.interrupt()
+        if len(self.slots) > 1:
+            self._news.put(None)
+        elif self._signals > 1:
+            self.slots[0].runner.interrupt()
         else:
-            self._runner.tell_debugger()
+            self.slots[0].runner.tell_debugger()
+
+
+def check_concurrency(concurrency: int, *, debug: bool) -> None:
+    """Raise TypeError or ValueError for what cannot be the number of jobs at a time."""
+    if isinstance(concurrency, bool) or not isinstance(concurrency, int):
+        kind = type(concurrency).__name__
+        raise TypeError(f"concurrency={concurrency!r}: a whole number of jobs, not {kind}")
+    if concurrency < 1:
+        raise ValueError(f"concurrency={concurrency!r}: one job at a time is the least")
+    if debug and concurrency > 1:
+        raise ValueError(f"concurrency={concurrency!r}: pdb needs one job at a time (debug=True)")
 
 
 def _refuse_at_import() -> None:

@@ -362,8 +362,8 @@ MUTANTS = [
     Mutant(
         "a run that is put back may not be cancelled again",
         "lib/put_back",
-        "local note = mode == 'run' and",
-        "local note = mode == 'none' and",
+        "job, mode, key or ''",
+        "job, 'none', key or ''",
         12,
     ),
     Mutant(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -20,7 +21,19 @@ import pytest
 import redis
 import trustme
 
-from redis_bus import Bus, BusError, ConnectionLost, WorkerLost, calls, transport, waiting, worker
+from redis_bus import (
+    AsyncBus,
+    Bus,
+    BusError,
+    CallTimeout,
+    Cancelled,
+    ConnectionLost,
+    WorkerLost,
+    calls,
+    slot,
+    transport,
+    waiting,
+)
 from redis_bus.cli import main
 from redis_bus.cli_common import Exit
 from redis_bus.embedded import EmbeddedRedis
@@ -103,6 +116,9 @@ class User:
     def bus(self, **kwargs: Any) -> Bus:
         return Bus("test", url=self.url, **{"timeout": PATIENCE_SECONDS, **kwargs})
 
+    def async_bus(self, **kwargs: Any) -> AsyncBus:
+        return AsyncBus("test", url=self.url, **{"timeout": PATIENCE_SECONDS, **kwargs})
+
     def raw(self) -> redis.Redis:
         return redis.Redis.from_url(self.url)
 
@@ -184,6 +200,21 @@ def call_everything(bus: Bus) -> None:
     assert bus.stats()["square"]["calls"] >= 4
 
 
+async def await_everything(user: User) -> None:
+    """Do the same on an AsyncBus, on which jobs are withdrawn too."""
+    async with user.async_bus() as bus:
+        assert {"square", "outer", "fail"} <= set(await bus.all_methods())
+        assert await asyncio.gather(bus.square(3), bus.square(3), bus.outer(4)) == [9, 9, 17]
+        with pytest.raises(ValueError, match="no"):
+            await bus.fail()
+        result = await bus.outer.run(5)
+        assert await bus.get_async_result(result.id).get() == 26
+        assert (await result.done(), await result.cancel()) == (True, False)
+        assert await bus.square.clear_cache(3)
+        await bus.square.clear_all_cache()
+        assert (await bus.stats())["square"]["calls"] >= 2
+
+
 def test_a_worker_serves_and_a_caller_calls(
     users: Users, caller: Bus, processes: Processes
 ) -> None:
@@ -192,6 +223,8 @@ def test_a_worker_serves_and_a_caller_calls(
         eventually(lambda: workers(colleague, "outer") == 2 or process.poll() is not None)
         call_everything(caller)
         call_everything(colleague)
+        for kind in ("caller", "worker"):
+            asyncio.run(await_everything(users[kind]))
     assert shown(users["caller"], "call", "test", "outer", "2") == "5\n"
     assert "square(n: int) -> int" in shown(users["caller"], "ls", "test")
     assert "latency" in shown(users["caller"], "stats", "test")
@@ -201,6 +234,55 @@ def test_a_worker_serves_and_a_caller_calls(
     assert process.returncode == 0
     assert [users[kind].refused() for kind in KINDS] == [set()] * len(KINDS)
     assert PASSWORD not in out + err
+
+
+@pytest.mark.parametrize("name", ["plain", "quad"])
+def test_a_caller_withdraws_what_it_awaits_no_longer(users: Users, bus: Bus, name: str) -> None:
+    register(bus)
+    assert bus.get_method(name)
+    queue = bus[name].target.route.queue
+
+    async def give_up() -> None:
+        async with users["caller"].async_bus() as abus:
+            call = asyncio.create_task(abus[name](1))
+            run = await abus[name].run(2)
+            while bus.conn.llen(queue) < 2:
+                await asyncio.sleep(0.01)
+            call.cancel()
+            assert await run.cancel()
+            with pytest.raises(Cancelled):
+                await run.get()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+
+    asyncio.run(give_up())
+    assert bus.serve_once() == 0
+    assert users["caller"].refused() == set()
+
+
+@pytest.mark.parametrize("kind", ["caller", "worker"])
+def test_other_channels_than_inboxes_are_refused(users: Users, kind: str) -> None:
+    with users[kind].raw() as client:
+        assert client.publish("rb:inbox:none", "x") == 0
+        for words in (("PUBLISH", "somebodys", "x"), ("SUBSCRIBE", "rb:test")):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.execute_command(*words)
+
+
+def test_an_inbox_that_may_not_be_subscribed_is_an_error_in_the_words_of_redis(
+    users: Users, bus: Bus
+) -> None:
+    register(bus)
+    assert bus.get_method("plain")
+    user = users["caller"]
+    user.client.execute_command("ACL", "SETUSER", "caller", "resetchannels")
+
+    async def call() -> None:
+        async with user.async_bus() as abus:
+            await abus.plain(1)
+
+    with pytest.raises(BusError, match=r"refused: .*channel"):
+        asyncio.run(call())
 
 
 @pytest.mark.usefixtures("quick")
@@ -452,7 +534,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (waiting, calls):
         monkeypatch.setattr(module, "FIRST_SLICE_SECONDS", 0.01)
     monkeypatch.setattr(waiting, "FIRST_SEARCH_SECONDS", 0.0)
-    monkeypatch.setattr(worker, "LEASE_MS", 1)
+    monkeypatch.setattr(slot, "LEASE_MS", 1)
 
 
 def blocked(user: User) -> set[str]:
@@ -515,6 +597,21 @@ def steps_of_a_caller(own: Bus, bus: Bus, user: User) -> Iterator[Step]:
     yield lambda: bus.quad.options(fail_fast=True)(3)
     yield lambda: bus.limited.run(1)
     yield lambda: bus.plain.options(timeout=1.0)(1)
+    yield lambda: asyncio.run(be_told(own, user))
+
+
+async def be_told(own: Bus, user: User) -> None:
+    """Wait on an inbox for a run, and withdraw it."""
+    async with user.async_bus(timeout=0.5) as bus:
+        run = await bus.plain.run(5)
+        waiter = asyncio.create_task(run.get())
+        with contextlib.suppress(CallTimeout):
+            inboxes = SERVICE.inboxes(run.id.rpartition(":")[2])
+            while not waiter.done() and not own.conn.exists(inboxes):
+                await asyncio.sleep(0.001)
+            await run.cancel()
+            with contextlib.suppress(Cancelled):
+                await waiter
 
 
 def steps_of_a_worker(own: Bus, bus: Bus, user: User) -> Iterator[Step]:

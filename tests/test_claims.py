@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from typing import Any
-
 import pytest
 import redis
 
 from redis_bus import Bus
 from redis_bus.entries import parse_job
 from redis_bus.protocol import Claim
+from redis_bus.slot import Slot
 from redis_bus.worker import Worker
 
 QUEUE = "rb:{test:}:queue:once"
@@ -18,19 +16,30 @@ QUEUE = "rb:{test:}:queue:once"
 
 @pytest.fixture
 def worker(bus: Bus) -> Worker:
-    """A worker that does not run, with one job in its queue."""
+    """A worker of two slots that does not run, with one job in its queue."""
     bus.register("once")(lambda n: n)
-    worker = bus._make_worker(None, debug=False)
+    worker = bus._make_worker(None, debug=False, concurrency=2)
     bus._core.drive(bus._core.publish(worker.registrations))
     bus.once.run(1)
     return worker
 
 
-def take(worker: Worker) -> Claim:
+@pytest.fixture
+def slot(worker: Worker) -> Slot:
+    return worker.slots[0]
+
+
+@pytest.fixture
+def other(worker: Worker) -> Slot:
+    return worker.slots[1]
+
+
+def take(worker: Worker, slot: Slot) -> Claim:
+    """Have a slot ask for a job, and Redis claim one; its reply is on its way."""
+    worker.claims.ask(slot)
     order = worker.post.routes
-    claim = worker.post.parse_take(
-        worker.core.transport.exchange(worker.post.take(order))[0], order
-    )
+    reply = worker.core.transport.exchange(worker.post.take(order))[0]
+    claim = worker.post.parse_take(reply, order)
     assert claim is not None
     return claim
 
@@ -40,46 +49,84 @@ def held(worker: Worker) -> list[bytes]:
     return found
 
 
-def begin(worker: Worker, claim: Claim) -> bool:
-    return worker.claims.begin(claim.route, parse_job(claim.entry))
+def begin(worker: Worker, slot: Slot, claim: Claim) -> None:
+    worker.claims.begin(slot, claim.route, parse_job(claim.entry))
 
 
-def test_a_claim_is_given_back_once_two_beats_saw_it_and_nobody_knows_it(
-    worker: Worker, client: redis.Redis
+def beat(worker: Worker) -> None:
+    worker.claims.give_back_lost(held(worker))
+
+
+def test_a_claim_is_not_given_back_while_it_may_be_on_its_way(
+    worker: Worker, slot: Slot, client: redis.Redis
 ) -> None:
-    take(worker)
-    worker.claims.give_back_lost(held(worker))
-    assert client.llen(QUEUE) == 0  # its reply may be on its way
-    worker.claims.give_back_lost(held(worker))
-    assert (client.llen(QUEUE), held(worker)) == (1, [])
-
-
-def test_a_job_that_runs_is_not_given_back(worker: Worker, client: redis.Redis) -> None:
-    assert begin(worker, take(worker))
+    claim = take(worker, slot)
     for _ in range(3):
-        worker.claims.give_back_lost(held(worker))
-    worker.claims.give_back_strangers()
+        beat(worker)
+        worker.claims.give_back_strangers()
+    assert (client.llen(QUEUE), len(held(worker))) == (0, 1)
+    begin(worker, slot, claim)
+    beat(worker)
     assert (client.llen(QUEUE), len(held(worker))) == (0, 1)
 
 
-def test_a_job_that_was_given_back_is_not_begun_when_its_reply_comes_after_all(
-    worker: Worker, client: redis.Redis
+def test_a_claim_whose_reply_was_lost_is_given_back(
+    worker: Worker, slot: Slot, client: redis.Redis
 ) -> None:
-    claim = take(worker)
-    for _ in range(2):
-        worker.claims.give_back_lost(held(worker))
-    assert not begin(worker, claim)
-    assert client.llen(QUEUE) == 1
-    assert begin(worker, take(worker))
-
-
-def test_on_a_new_connection_all_that_is_not_known_is_given_back_at_once(
-    worker: Worker, client: redis.Redis
-) -> None:
-    take(worker)
+    take(worker, slot)
+    worker.claims.answered(slot)  # its connection broke
     worker.claims.give_back_strangers()
     assert (client.llen(QUEUE), held(worker)) == (1, [])
-    assert begin(worker, take(worker))
+    begin(worker, slot, take(worker, slot))
+
+
+def test_a_claim_that_another_slot_may_be_about_to_hear_of_waits_for_that_slot(
+    worker: Worker, slot: Slot, other: Slot, client: redis.Redis
+) -> None:
+    take(worker, slot)
+    worker.claims.ask(other)
+    worker.claims.answered(slot)
+    beat(worker)
+    assert client.llen(QUEUE) == 0
+    worker.claims.answered(other)  # nothing for it
+    worker.claims.settle()
+    assert (client.llen(QUEUE), held(worker)) == (1, [])
+
+
+def test_what_a_slot_begins_is_in_no_doubt_any_more(
+    worker: Worker, slot: Slot, other: Slot, client: redis.Redis
+) -> None:
+    claim = take(worker, slot)
+    worker.claims.ask(other)
+    beat(worker)
+    assert worker.claims.in_doubt() == {slot, other}
+    begin(worker, slot, claim)
+    worker.claims.answered(other)
+    worker.claims.settle()
+    assert (client.llen(QUEUE), len(held(worker))) == (0, 1)
+    assert worker.claims.in_doubt() == set()
+
+
+def test_a_job_that_runs_is_not_given_back(worker: Worker, slot: Slot, client: redis.Redis) -> None:
+    begin(worker, slot, take(worker, slot))
+    for _ in range(3):
+        beat(worker)
+        worker.claims.give_back_strangers()
+    assert (client.llen(QUEUE), len(held(worker))) == (0, 1)
+
+
+def test_a_job_whose_outcome_is_late_is_not_given_back(
+    worker: Worker, slot: Slot, client: redis.Redis
+) -> None:
+    claim = take(worker, slot)
+    begin(worker, slot, claim)
+    worker.claims.keep_late(parse_job(claim.entry).id, ("PING",))
+    worker.claims.end(slot)
+    worker.claims.give_back_strangers()
+    assert (client.llen(QUEUE), len(held(worker))) == (0, 1)
+    assert list(worker.claims.send_late()) == [b"PONG"]
+    worker.claims.give_back_strangers()
+    assert (client.llen(QUEUE), held(worker)) == (1, [])
 
 
 def test_bytes_that_are_no_job_are_deleted(worker: Worker, client: redis.Redis) -> None:
@@ -87,39 +134,3 @@ def test_bytes_that_are_no_job_are_deleted(worker: Worker, client: redis.Redis) 
     worker.claims.give_back_strangers()
     assert held(worker) == []
     assert client.llen(QUEUE) == 1
-
-
-def test_a_job_is_not_given_back_while_it_is_taken_again(
-    worker: Worker, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The heart is slow between deciding and releasing: the loop waits for it."""
-    asks, may_ask = threading.Event(), threading.Event()
-    ask = worker.core.transport.ask
-
-    def slow(*commands: Any, **options: Any) -> list[Any]:
-        if threading.current_thread().name == "heart" and commands[0][0] == "HGET":
-            asks.set()
-            assert may_ask.wait(20)
-        return ask(*commands, **options)
-
-    claim, found = take(worker), held(worker)
-    worker.claims.give_back_lost(found)
-    monkeypatch.setattr(worker.core.transport, "ask", slow)
-    heart = threading.Thread(
-        target=worker.claims.give_back_lost, args=(found,), name="heart", daemon=True
-    )
-    heart.start()
-    assert asks.wait(20)
-    begun: list[bool] = []
-
-    def loop() -> None:
-        begun.append(begin(worker, claim))
-        begun.append(begin(worker, take(worker)))
-
-    running = threading.Thread(target=loop, daemon=True)
-    running.start()
-    may_ask.set()
-    for thread in (heart, running):
-        thread.join(20)
-    assert begun == [False, True]
-    assert (client.llen(QUEUE), len(held(worker))) == (0, 1)

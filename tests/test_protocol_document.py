@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import io
 import re
 import threading
@@ -17,7 +18,16 @@ import pytest
 import redis
 from docutils.core import publish_doctree
 
-from redis_bus import Bus, QueueFull, RemoteError, WorkerLost, cache_key, protocol, scripts
+from redis_bus import (
+    AsyncBus,
+    Bus,
+    QueueFull,
+    RemoteError,
+    WorkerLost,
+    cache_key,
+    protocol,
+    scripts,
+)
 from redis_bus.entries import Mode, parse_entry, parse_job, parse_letter
 from redis_bus.sweep import sweep
 from tests.support import PATIENCE_SECONDS, ROOT, eventually, serving, workers
@@ -274,6 +284,19 @@ def test_its_worker_publishes_what_the_library_reckons(bus: Bus, url: str, joine
     worker.redis.close()
 
 
+@pytest.mark.parametrize("key", [None, "{n}"])
+def test_its_worker_tells_those_who_listen(
+    bus: Bus, url: str, joined: str, key: str | None
+) -> None:
+    async def call_many() -> list[int]:
+        async with AsyncBus("test", url=url, timeout=PATIENCE_SECONDS) as abus:
+            return await asyncio.gather(*(abus.square(n) for n in (1, 2, 2, 3)))
+
+    methods: Methods = {"square": (lambda n: n * n, ["n"], key)}
+    with document_worker(url, joined, bus, methods):
+        assert asyncio.run(call_many()) == [1, 4, 4, 9]
+
+
 def test_another_etag_serves_until_the_library_publishes_its_own(
     bus: Bus, url: str, joined: str
 ) -> None:
@@ -386,6 +409,7 @@ def test_its_access_rules_are_enough(url: str, joined: str, client: redis.Redis,
             caller = run_block("caller")["Caller"](urls["acl-caller"], "test", joined)
             assert (caller.call("square", 2), caller.call("echo", 2)) == (4, "2")
             use_everything(outside)
+            asyncio.run(use_everything_awaited(urls["acl-caller"]))
             with pytest.raises(redis.exceptions.NoPermissionError):
                 caller.redis.execute_command("GET", "rb:{tester}:methods")
             with pytest.raises(redis.exceptions.NoPermissionError):
@@ -396,13 +420,16 @@ def test_its_access_rules_are_enough(url: str, joined: str, client: redis.Redis,
             inside.register(name="echo")(lambda n: repr(n))
             with serving(inside), Bus("test", url=urls["acl-caller"]) as outside:
                 use_everything(outside)
+                asyncio.run(use_everything_awaited(urls["acl-caller"]))
 
 
 CALLER_SCRIPTS = {
-    *("call", "cancel", "clear", "clear_all", "discard", "state"),
+    *("call", "cancel", "clear", "clear_all", "discard", "listen", "state"),
     *("sweep", "claims", "reclaim", "retry"),
 }
-WORKER_SCRIPTS = set(scripts.load()) - {"call", "cancel", "clear", "clear_all", "retry"}
+WORKER_SCRIPTS = set(scripts.load()) - {
+    *("call", "cancel", "clear", "clear_all", "listen", "retry"),
+}
 
 
 @pytest.mark.parametrize(
@@ -452,7 +479,8 @@ def test_every_key_is_in_it() -> None:
     route = protocol.Route(service, method, "", max_queue=None, keep_ms=1)
     keys = [service.meta, service.workers, service.swept, service.running("<worker>")]
     keys.append(route.pending)
-    keys += [service.reply("<job>"), route.queue, route.wake, route.serving, route.stats]
+    keys += [service.reply("<job>"), service.inboxes("<job>")]
+    keys += [route.queue, route.wake, route.serving, route.stats]
     keys += [route.dead, route.cache(b"<key>").decode(), route.flight(b"<key>").decode()]
     for key in keys:
         assert f"``{key.replace('{bus:service}', 'T')}``" in DOCUMENT
@@ -513,6 +541,16 @@ def use_everything(bus: Bus) -> None:
     bus.conn.zadd(SERVICE.workers, {"gone": 0})
     bus._core.drive(sweep("test", SERVICE))
     assert bus.get_async_result(":echo:c").get() == "1"
+
+
+async def use_everything_awaited(url: str) -> None:
+    """Do what a caller can do on one connection, and be told of outcomes on another."""
+    async with AsyncBus("test", url=url, timeout=PATIENCE_SECONDS) as bus:
+        assert await asyncio.gather(bus.square(7), bus.square(7), bus.echo(1)) == [49, 49, "1"]
+        result = await bus.square.run(8)
+        assert await result.get() == 64
+        assert (await result.done(), await result.cancel()) == (True, False)
+        assert await bus.square.clear_cache(7)
 
 
 @contextmanager

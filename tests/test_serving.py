@@ -15,7 +15,7 @@ import pytest
 import redis
 
 import redis_bus.protocol
-import redis_bus.worker
+import redis_bus.slot
 from redis_bus import Bus, BusError, CallTimeout, ConnectionLost, NoWorkers, WorkerLost
 from redis_bus.embedded import EmbeddedRedis
 from tests.support import PATIENCE_SECONDS, Processes, eventually, serving, workers
@@ -410,7 +410,7 @@ def test_what_was_run_is_not_run_again_where_redis_takes_no_outcome_for_long(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """As in a failover: for a while, Redis can be read only."""
-    monkeypatch.setattr(redis_bus.worker, "LEASE_MS", 100)
+    monkeypatch.setattr(redis_bus.slot, "LEASE_MS", 100)
     runs, entered, go = [], threading.Event(), threading.Event()
 
     @bus.register()

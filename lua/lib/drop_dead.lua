@@ -1,4 +1,5 @@
 -- include: parse_job
+-- include: may_cancel
 -- Forget jobs at the head of a queue that nobody waits for any more, so that it does not grow
 -- while no worker takes them. One with a cache key may have been joined: it stays for `grace` ms.
 local function drop_dead(queue, pending, now, grace, most)
@@ -11,7 +12,7 @@ local function drop_dead(queue, pending, now, grace, most)
       return
     end
     redis.call('LPOP', queue)
-    if mode == 'run' then
+    if may_cancel(mode) then
       redis.call('HDEL', pending, job)
     end
   end

@@ -1,12 +1,13 @@
 -- include: put_job
 -- include: outlive
 -- include: drop_dead
+-- include: may_cancel
 -- Push a job on a queue, which lives until its last job is dead: `life` ms, 0: for ever. `note` is
 -- put into `pending`, for a job that may be cancelled. Notes of a queue that is gone are of no use.
-local function enqueue(push, queue, wake, pending, job, note, entry, life, now, grace)
+local function enqueue(push, queue, wake, pending, job, mode, note, entry, life, now, grace)
   local waiting = put_job(push, queue, wake, entry)
   outlive(queue, life, waiting == 1)
-  if note then
+  if may_cancel(mode) then
     if waiting == 1 then
       redis.call('DEL', pending)
     end

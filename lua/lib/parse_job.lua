@@ -3,7 +3,7 @@
 -- (a key size of -: no key)
 -- Returns job, deadline, mode, key size, where the key begins, attempt and tries; nil for bytes
 -- that are not ours.
-local modes = {wait = true, call = true, run = true, refresh = true}
+local modes = {wait = 1, call = 1, async = 1, run = 1, refresh = 1}
 local function parse_job(entry)
   local job, attempt, tries, deadline, mode, size, start = string.match(
     entry,

@@ -5,10 +5,9 @@
 local function put_back(queue, wake, pending, entry, now, grace)
   local job, deadline, mode, size, start = parse_job(entry)
   local key = start and size ~= '-' and 'k' .. string.sub(entry, start, start + tonumber(size) - 1)
-  local note = mode == 'run' and (key or '')
   local life = 0
   if (deadline or '0') ~= '0' then
     life = math.max(1, math.min(tonumber(deadline) - now, 1e13)) + grace
   end
-  enqueue('LPUSH', queue, wake, pending, job, note, entry, life, now, grace)
+  enqueue('LPUSH', queue, wake, pending, job, mode, key or '', entry, life, now, grace)
 end

@@ -43,6 +43,7 @@ ERROR = b"eerror"
 CANCELLED = b"ecancelled"
 LOST = b"elost"
 LETTERS = 1000
+INBOX = "rb:inbox:of-a-client"
 # What a stranger, or half a write, may leave under a key of ours.
 FOREIGN = [
     b"",
@@ -200,6 +201,9 @@ class Driver:
         flight = None if key is None else self.route(method).flight(key)
         return self.send(*self.route(method).cancel(job, flight, CANCELLED))
 
+    def listen(self, job: str, inbox: str = INBOX) -> Any:
+        return self.send(*self.service.listen(job, inbox))
+
     def beat(
         self,
         worker: str = "w",
@@ -249,7 +253,8 @@ class Driver:
     ) -> Any:
         route, service = self.route(method), self.service
         keys: list[bytes | str] = [service.workers, service.running(worker), route.queue]
-        keys += [route.wake, route.pending, service.reply(job), route.stats, route.dead]
+        keys += [route.wake, route.pending, service.reply(job), service.inboxes(job)]
+        keys += [route.stats, route.dead]
         keys += [] if key is None else [route.flight(key)]
         times = (keep_ms, LEASE_MS, LEASE_MS, FLIGHT_CAP_MS)
         return self.send(*evalsha("reclaim", keys, worker, job, outcome, *times, letters))
@@ -289,6 +294,10 @@ class Driver:
 
     def reply_ttl(self, job: str) -> int:
         return int(self.send("PTTL", self.service.reply(job)))
+
+    def inboxes(self, job: str) -> set[bytes]:
+        """The channels on which a job's outcome will be told."""
+        return set(self.client.smembers(self.service.inboxes(job)))
 
     def entry(self, key: bytes, method: str = "m") -> bytes | None:
         found = self.send("GET", self.route(method).cache(key))
@@ -405,6 +414,32 @@ class Waiter:
         self._thread.join(PATIENCE_SECONDS)
         assert not self._thread.is_alive(), "still blocked"
         return self._reply
+
+
+class Listener:
+    """A client that has subscribed a channel."""
+
+    def __init__(self, driver: Driver, inbox: str = INBOX) -> None:
+        self._driver, self._inbox = driver, inbox
+        self._pubsub = driver.client.pubsub()
+        self._pubsub.subscribe(inbox)
+        assert self._next()["type"] == "subscribe"
+
+    def told(self) -> list[bytes]:
+        """What was published on the channel so far."""
+        self._driver.send("PUBLISH", self._inbox, "the end")
+        messages = []
+        while (message := self._next()["data"]) != b"the end":
+            messages.append(message)
+        return messages
+
+    def close(self) -> None:
+        self._pubsub.close()
+
+    def _next(self) -> dict[str, Any]:
+        message = self._pubsub.get_message(timeout=PATIENCE_SECONDS)
+        assert message is not None, "nothing is told"
+        return dict(message)
 
 
 def within(value: int, most: int, slack: int = 5_000) -> bool:

@@ -262,8 +262,9 @@ def test_a_method_without_a_cache_key_has_no_flight(lua: Driver) -> None:
     assert not [key for key in lua.all_keys() if b":flight:" in key]
 
 
-def test_a_run_is_pending_so_that_it_can_be_cancelled(lua: Driver) -> None:
-    plain, keyed = lua.queued(mode=Mode.RUN), lua.queued(mode=Mode.RUN, key=b"k:{}\n")
+@pytest.mark.parametrize("mode", [Mode.RUN, Mode.ASYNC])
+def test_what_can_be_cancelled_is_pending(lua: Driver, mode: Mode) -> None:
+    plain, keyed = lua.queued(mode=mode), lua.queued(mode=mode, key=b"k:{}\n")
     assert lua.pending() == {plain: b"", keyed: b"kk:{}\n"}
 
 
@@ -291,6 +292,14 @@ def test_what_its_caller_waits_for_is_not_pending(lua: Driver, mode: Mode) -> No
 
 
 # -- a queue that nobody takes from ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [Mode.ASYNC, Mode.RUN])
+def test_the_note_of_a_job_that_is_dropped_for_room_goes_with_it(lua: Driver, mode: Mode) -> None:
+    lua.late(mode=mode)
+    job = lua.queued(mode=mode, max_queue=1)
+    assert lua.length() == 1
+    assert lua.pending() == {job: b""}
 
 
 def test_a_queue_expires_with_its_last_job(lua: Driver) -> None:

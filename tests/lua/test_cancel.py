@@ -7,6 +7,7 @@ from tests.lua.driver import CANCELLED, FOREIGN, KEEP_MS, VALUE, Driver, Waiter,
 from tests.support import eventually
 
 KEYS = [None, b"", b"k", b"\n\0\xff"]
+MODES = [Mode.RUN, Mode.ASYNC]
 
 
 @pytest.mark.parametrize("found", FOREIGN)
@@ -34,9 +35,12 @@ def test_a_flight_of_another_type_tells_not_who_waits(lua: Driver) -> None:
     assert lua.reply(job) == []
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("key", KEYS)
-def test_in_time_it_is_passed_over_and_its_outcome_says_so(lua: Driver, key: bytes | None) -> None:
-    job = lua.queued(mode=Mode.RUN, key=key)
+def test_in_time_it_is_passed_over_and_its_outcome_says_so(
+    lua: Driver, key: bytes | None, mode: Mode
+) -> None:
+    job = lua.queued(mode=mode, key=key)
     assert lua.cancel(job, key) == b"cancelled"
     assert lua.reply(job) == [CANCELLED]
     assert within(lua.reply_ttl(job), KEEP_MS)
@@ -61,9 +65,10 @@ def test_sent_twice_the_second_is_late(lua: Driver, key: bytes | None) -> None:
     assert lua.reply(job) == [CANCELLED]
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("key", KEYS)
-def test_a_job_that_is_taken_is_late(lua: Driver, key: bytes | None) -> None:
-    lua.queued(mode=Mode.RUN, key=key)
+def test_a_job_that_is_taken_is_late(lua: Driver, key: bytes | None, mode: Mode) -> None:
+    lua.queued(mode=mode, key=key)
     job = lua.taken()
     assert lua.cancel(job.id, key) == b"late"
     assert lua.finish(job) == b"done"
@@ -85,8 +90,9 @@ def test_a_job_that_never_was_is_late(lua: Driver) -> None:
     assert lua.all_keys() == before
 
 
-def test_a_job_that_others_wait_for_runs_on(lua: Driver) -> None:
-    job = lua.queued(mode=Mode.RUN, key=b"k")
+@pytest.mark.parametrize("mode", MODES)
+def test_a_job_that_others_wait_for_runs_on(lua: Driver, mode: Mode) -> None:
+    job = lua.queued(mode=mode, key=b"k")
     lua.call(key=b"k")
     assert lua.cancel(job, b"k") == b"shared"
     assert lua.reply(job) == []

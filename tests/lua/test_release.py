@@ -70,9 +70,10 @@ def test_sent_twice_it_goes_back_once(lua: Driver) -> None:
     assert lua.length() == 1
 
 
+@pytest.mark.parametrize("mode", [Mode.RUN, Mode.ASYNC])
 @pytest.mark.parametrize("key", [None, b"", b"k", b"a\nb\0\xff{} "])
-def test_a_run_can_be_cancelled_again(lua: Driver, key: bytes | None) -> None:
-    job = lua.queued(mode=Mode.RUN, key=key, body=b"line\nbody")
+def test_what_could_be_cancelled_can_be_again(lua: Driver, key: bytes | None, mode: Mode) -> None:
+    job = lua.queued(mode=mode, key=key, body=b"line\nbody")
     before = lua.pending()
     lua.taken()
     assert lua.pending() == {}

@@ -232,7 +232,7 @@ def test_it_claims_where_memory_is_full(three: Driver) -> None:
 # -- what is dropped on the way -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", [Mode.WAIT, Mode.RUN])
+@pytest.mark.parametrize("mode", [Mode.WAIT, Mode.ASYNC, Mode.RUN])
 def test_a_job_that_nobody_waits_for_any_more_is_dropped(lua: Driver, mode: Mode) -> None:
     lua.late(mode=mode)
     assert lua.take() is None
@@ -259,17 +259,19 @@ def test_a_job_without_a_deadline_is_never_late(lua: Driver) -> None:
     assert lua.taken().id == job
 
 
+@pytest.mark.parametrize("mode", [Mode.ASYNC, Mode.RUN])
 @pytest.mark.parametrize("key", [None, b"k"])
-def test_a_cancelled_job_is_passed_over(lua: Driver, key: bytes | None) -> None:
-    cancelled = lua.queued(mode=Mode.RUN, key=key)
+def test_a_cancelled_job_is_passed_over(lua: Driver, key: bytes | None, mode: Mode) -> None:
+    cancelled = lua.queued(mode=mode, key=key)
     job = lua.queued()
     assert lua.cancel(cancelled, key) == b"cancelled"
     assert lua.taken().id == job
     assert lua.claims() == [job]
 
 
-def test_a_job_that_is_taken_cannot_be_cancelled_any_more(lua: Driver) -> None:
-    job = lua.queued(mode=Mode.RUN)
+@pytest.mark.parametrize("mode", [Mode.ASYNC, Mode.RUN])
+def test_a_job_that_is_taken_cannot_be_cancelled_any_more(lua: Driver, mode: Mode) -> None:
+    job = lua.queued(mode=mode)
     lua.taken()
     assert lua.pending() == {}
     assert lua.cancel(job) == b"late"

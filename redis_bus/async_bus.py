@@ -1,0 +1,324 @@
+"""AsyncBus: the bus for asyncio; the names of `Bus`, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, ClassVar, ParamSpec, TypeVar, cast
+
+import redis
+import redis.asyncio as aioredis
+
+from . import codec, directory
+from .async_core import AsyncCore
+from .async_method import AsyncMethod, AsyncRun
+from .async_transport import BLOCKING_ONLY, CLASSES
+from .bus import _BUS, DEFAULT_TIMEOUT, Bus
+from .result import parse_id
+from .worker import Worker
+
+P = ParamSpec("P")
+R = TypeVar("R")
+logger = logging.getLogger(__name__)
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class AsyncBus:
+    """An inter-service bus on one Redis, for asyncio.
+
+    Its arguments are those of `Bus`; ``conn`` may also be a `redis.asyncio.Redis`. All calls share
+    one connection, and their outcomes come over a second one, however many are in flight.
+
+    A method, ``bus.NAME``, is looked up when it is first awaited. So an unknown name is an error
+    of the call: AttributeError, with close matches.
+
+    It may be used on several event loops, one after the other or in several threads: each has
+    connections of its own. `aclose`, or the end of an ``async with``, closes those of its loop, and
+    so does the end of `asyncio.run`.
+    """
+
+    # Python would ask for the items 0, 1, 2... and get a method for each.
+    __contains__ = None
+    __iter__ = None
+
+    def __init__(
+        self,
+        name: str = "redis_bus",
+        conn: redis.Redis | aioredis.Redis | None = None,
+        result_expire: float = 3600,
+        cache_expire: float | None = 86400,
+        prefix: str = "",
+        *,
+        url: str | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        serializer: str | codec.Serializer = "msgpack",
+        **redis_kwargs: Any,
+    ) -> None:
+        self._bus = Bus(
+            name,
+            _blocking(conn) if isinstance(conn, aioredis.Redis) else conn,
+            result_expire,
+            cache_expire,
+            prefix,
+            url=url,
+            timeout=timeout,
+            serializer=serializer,
+            **redis_kwargs,
+        )
+        self.name, self.prefix = self._bus.name, self._bus.prefix
+        self.result_expire, self.cache_expire = self._bus.result_expire, self._bus.cache_expire
+        self.timeout, self.serializer = self._bus.timeout, self._bus.serializer
+        self.conn = self._bus.conn if conn is None else conn
+        self._core = AsyncCore(self._bus._core)
+
+    # -- registering: local, without I/O ------------------------------------------------------
+
+    def register(
+        self,
+        name: str | None = None,
+        cache_key: str | bool | None = None,
+        *,
+        cache_expire: float | None = _BUS,
+        stale: float = 0,
+        idempotent: bool | None = None,
+        max_queue: int | None = None,
+        timeout: float | None = _BUS,
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Register the function below, plain or ``async def``. See `Bus.register`."""
+
+        def decorate(function: Callable[P, R]) -> Callable[P, R]:
+            self.register_method(
+                function,
+                name,
+                cache_key,
+                cache_expire=cache_expire,
+                stale=stale,
+                idempotent=idempotent,
+                max_queue=max_queue,
+                timeout=timeout,
+            )
+            return function
+
+        if callable(name):
+            raise TypeError("write @bus.register() with its parentheses")
+        return decorate
+
+    def register_method(
+        self,
+        function: Callable[P, R] | str,
+        name: str | None = None,
+        cache_key: str | bool | None = None,
+        *,
+        cache_expire: float | None = _BUS,
+        stale: float = 0,
+        idempotent: bool | None = None,
+        max_queue: int | None = None,
+        timeout: float | None = _BUS,
+    ) -> AsyncMethod:
+        """Register a function, or the dotted path of one. See `Bus.register_method`."""
+        method = self._bus.register_method(
+            function,
+            name,
+            cache_key,
+            cache_expire=cache_expire,
+            stale=stale,
+            idempotent=idempotent,
+            max_queue=max_queue,
+            timeout=timeout,
+        )
+        self._core.methods.pop(method.__name__, None)
+        return self[method.__name__]
+
+    # -- finding ------------------------------------------------------------------------------
+
+    async def all_methods(self) -> list[str]:
+        """Return the names of the methods on the bus, sorted; those of every service."""
+        known = await self._core.drive(directory.list_names(self.name))
+        return sorted({*known, *self._core.registrations})
+
+    async def get_method(self, name: str) -> AsyncMethod | None:
+        """Return a method as it is published now; None where there is none of that name."""
+        method = self[name]
+        try:
+            await self._core.drive(method.refreshed())
+        except directory.UnknownMethod:
+            self._core.methods.pop(name, None)
+            return None
+        return method
+
+    def __getattr__(self, name: str) -> AsyncMethod:
+        # Consoles ask every object for these.
+        if name.startswith(("__", "_repr_", "_ipython_")) or "_core" not in self.__dict__:
+            raise AttributeError(name)
+        return self[name]
+
+    def __getitem__(self, name: str) -> AsyncMethod:
+        if not isinstance(name, str):
+            raise TypeError(f"{name!r}: the name of a method is a str")
+        return self._core.method(name)
+
+    def __dir__(self) -> list[str]:
+        """The methods that were heard of: looking for others would need an await."""
+        return sorted({*super().__dir__(), *self._core.methods, *self._core.registrations})
+
+    def get_async_result(self, id: str) -> AsyncRun:  # noqa: A002 - the contract's name
+        """Return the result with that id, of a ``run`` in any process.
+
+        Raises BusError for text that is no id.
+        """
+        keep_ms = max(1, round(self._bus.result_expire * 1000))
+        return AsyncRun(self._core, *parse_id(self.name, id, keep_ms))
+
+    # -- serving ------------------------------------------------------------------------------
+
+    async def serve(
+        self, pattern: str | None = None, debug: bool = False, *, concurrency: int = 1
+    ) -> None:
+        """Serve what was registered here until SIGTERM or SIGINT, or until it is cancelled.
+
+        The worker has a thread of its own, and a loop of its own for ``async def`` functions: a
+        function that blocks does not block this one. See `Bus.serve`.
+        """
+        serving = self._bus._serving(pattern, debug=debug, concurrency=concurrency)
+        with serving as worker, _Signals.stop(worker):
+            await _in_thread(worker, worker.serve)
+
+    async def serve_once(self, pattern: str | None = None, debug: bool = False) -> int:
+        """Run the jobs that wait now, then return how many there were."""
+        with self._bus._serving(pattern, debug=debug) as worker:
+            return await _in_thread(worker, worker.serve_once)
+
+    def stop(self) -> None:
+        """Let each `serve` finish its job and return."""
+        self._bus.stop()
+
+    # -- looking after ------------------------------------------------------------------------
+
+    async def stats(self) -> dict[str, dict[str, float]]:
+        """Return the counters of every method. See `Bus.stats`."""
+        return await self._core.drive(directory.stats(self.name))
+
+    async def cleanup(self) -> int:
+        """Delete all keys of this bus and return how many there were. See `Bus.cleanup`."""
+        deleted = await self._core.drive(directory.cleanup(self.name))
+        self._core.forget_published()
+        return deleted
+
+    async def aclose(self) -> None:
+        """Stop serving and close the connections; the bus can be used again."""
+        await self._core.loops.close()
+        self._bus.close()
+
+    async def __aenter__(self) -> AsyncBus:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return repr(self._bus).replace("<Bus", "<AsyncBus", 1)
+
+
+def _blocking(client: aioredis.Redis) -> redis.Redis:
+    """Return a blocking client with the settings of one for asyncio."""
+    pool = client.connection_pool
+    for blocking, ours in CLASSES.items():
+        if (
+            issubclass(pool.connection_class, ours)
+            and "connection_pool" not in pool.connection_kwargs
+        ):
+            kept = {k: v for k, v in pool.connection_kwargs.items() if k not in BLOCKING_ONLY}
+            return redis.Redis(
+                connection_pool=redis.ConnectionPool(connection_class=blocking, **kept)
+            )
+    raise TypeError(f"conn: AsyncBus cannot connect as {pool.connection_class.__name__} does")
+
+
+async def _in_thread(worker: Worker, work: Callable[[], R]) -> R:
+    """Run a worker in a thread of its own; cancelled, it finishes its job first."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[R] = loop.create_future()
+
+    def settle(value: R | None, error: BaseException | None) -> None:
+        if ended.done():
+            return
+        if error is not None:
+            ended.set_exception(error)
+        else:
+            ended.set_result(cast(R, value))
+
+    def run() -> None:
+        value: R | None = None
+        failure: BaseException | None = None
+        try:
+            value = work()
+        except BaseException as error:  # noqa: BLE001 - it is raised where it was awaited
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop was closed without waiting
+            loop.call_soon_threadsafe(settle, value, failure)
+
+    threading.Thread(target=run, name=f"redis_bus worker {worker.id}").start()
+    try:
+        return await asyncio.shield(ended)
+    except asyncio.CancelledError:
+        worker.stop()
+        await asyncio.wait([ended])
+        if not ended.cancelled() and ended.exception() is not None:
+            logger.warning("worker %s ended with an error: %s", worker.id, ended.exception())
+        raise
+
+
+class _Signals:
+    """Has SIGTERM and SIGINT stop the workers of one loop, as long as there are any."""
+
+    _of: ClassVar[dict[asyncio.AbstractEventLoop, _Signals]] = {}
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._workers: list[Worker] = []
+        self._before: dict[signal.Signals, Any] = {}
+
+    @classmethod
+    @contextlib.contextmanager
+    def stop(cls, worker: Worker) -> Iterator[None]:
+        """Let the signals stop a worker within the block, where the loop can handle them."""
+        loop = asyncio.get_running_loop()
+        ours = cls._of.get(loop)
+        if ours is None:
+            ours = cls._of[loop] = cls(loop)
+            ours._handle()
+        ours._workers.append(worker)
+        try:
+            yield
+        finally:
+            ours._workers.remove(worker)
+            if not ours._workers:
+                del cls._of[loop]
+                ours._restore()
+
+    def _handle(self) -> None:
+        for number in SIGNALS:
+            before = signal.getsignal(number)
+            with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
+                self._loop.add_signal_handler(number, self._stop)
+                self._before[number] = before
+
+    def _stop(self) -> None:
+        for worker in self._workers:
+            worker.stop()
+
+    def _restore(self) -> None:
+        for number, before in self._before.items():
+            self._loop.remove_signal_handler(number)
+            # None: it was set by other than Python, which cannot be put back.
+            signal.signal(number, signal.SIG_DFL if before is None else before)

@@ -1,0 +1,176 @@
+"""AsyncCore: drives the steps of calls over asyncio connections."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from . import directory
+from .async_transport import AsyncTransport, BusClosed, Loops
+from .core import Core
+from .errors import BusError, ConnectionLost
+from .protocol import Command
+from .registration import Registration
+from .steps import Request, Steps, Wait
+from .target import Target
+from .transport import READ_SECONDS
+
+if TYPE_CHECKING:
+    from .async_method import AsyncMethod
+
+T = TypeVar("T")
+
+
+class AsyncCore:
+    """What an `AsyncBus` knows and holds; registrations are those of the blocking core."""
+
+    def __init__(self, core: Core) -> None:
+        self.name = core.name
+        self.timeout = core.timeout
+        self.serializer = core.serializer
+        self.loops = Loops(core.transport)
+        self.methods: dict[str, AsyncMethod] = {}
+        self._core = core
+
+    @property
+    def registrations(self) -> dict[str, Registration]:
+        return self._core.registrations
+
+    @property
+    def blocking(self) -> Core:
+        """The core of the bus that registers and serves."""
+        return self._core
+
+    def method(self, name: str) -> AsyncMethod:
+        """Return the method of a name, whether it is on the bus or not."""
+        from .async_method import AsyncMethod
+
+        method = self.methods.get(name)
+        if method is None:
+            method = self.methods[name] = AsyncMethod(self, name)
+        return method
+
+    async def load(self, name: str) -> Target:
+        """Ask what is published under a name, once for all who ask. Raises UnknownMethod."""
+        transport = self.loops.here()
+
+        async def ask() -> Target:
+            return await self._drive(self.look_up(name), transport)
+
+        lost = self._core.transport.lost
+        return await transport.once(f"method {name}", ask, 2 * READ_SECONDS, lost)
+
+    def look_up(self, name: str) -> Steps[Target]:
+        """Ask what is published under a name."""
+        target = yield from self._core.look_up(name)
+        if name in self.methods:
+            # Copies of a method with other options are made from this one.
+            self.methods[name].adopt(target)
+        return target
+
+    def compile(self, registration: Registration) -> Target:
+        """Return what a registration makes its calls."""
+        return self._core.compile(registration)
+
+    def forget_published(self) -> None:
+        """Note that nothing is published any more."""
+        self._core.forget_published()
+        self.methods.clear()
+
+    async def no_such_method(self, name: str) -> str:
+        """Say that there is no method of that name, and which are like it."""
+        known = await self.drive(directory.list_names(self.name))
+        text = f"bus {self.name!r} has no method {name!r}"
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.7)
+        if close:
+            return f"{text}; did you mean {' or '.join(map(repr, close))}?"
+        return f"{text}; it has {len(known)} others" if known else f"{text}, nor any other yet"
+
+    async def drive(self, steps: Steps[T]) -> T:
+        """Carry out steps, and return what they return. Raises BusClosed, too."""
+        return await self._drive(steps, self.loops.here())
+
+    async def _drive(self, steps: Steps[T], transport: AsyncTransport) -> T:
+        withdraw: Command | None = None
+        try:
+            request = next(steps)
+            while True:
+                # What was enqueued stays so while its caller looks around.
+                withdraw = request.withdraw or withdraw
+                try:
+                    replies = await _send(request, transport)
+                except BusClosed:
+                    raise
+                except BusError as error:
+                    request = steps.throw(error)
+                else:
+                    request = steps.send(replies)
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
+        except asyncio.CancelledError:
+            if withdraw is not None:
+                transport.forget(withdraw)
+            raise
+
+
+async def _send(request: Request, transport: AsyncTransport) -> list[Any]:
+    if request.pause:
+        await asyncio.sleep(request.pause)
+    if request.wait is not None:
+        return await _wait(request, request.wait, transport)
+    if not request.commands:
+        return []
+    if request.may_repeat:
+        return await transport.ask(*request.commands, timeout=request.timeout)
+    return await transport.exchange(*request.commands, timeout=request.timeout)
+
+
+async def _wait(request: Request, wait: Wait, transport: AsyncTransport) -> list[Any]:
+    """Send the commands, and wait on the inbox for the outcome."""
+    timeout, service = request.timeout, wait.service
+    inbox = await transport.inbox(timeout)
+    future = inbox.expect(wait.job)
+    try:
+        listen = service.listen(wait.job, inbox.channel)
+        *replies, found = await transport.exchange(*request.commands, listen, timeout=timeout)
+        if wait.only_if is not None and replies[0][0] != wait.only_if:
+            if found is None:
+                transport.forget(("UNLINK", service.inboxes(wait.job)))
+            return [*replies, None]
+        if found is None:
+            found = await _first(future, wait.seconds)
+            if found is None:
+                inbox.check()
+        if found == b"":  # it is too long for a message, or one may have been missed
+            found = await _look(wait, transport, timeout)
+        if wait.alone and found is not None:
+            transport.forget(("UNLINK", service.reply(wait.job)))
+        return [*replies, found]
+    finally:
+        inbox.ignore(wait.job, future)
+
+
+async def _look(wait: Wait, transport: AsyncTransport, timeout: float) -> bytes | None:
+    """Look for an outcome in its reply list; None where it is not there, or cannot be had now."""
+    try:
+        found: bytes | None = (await transport.ask(wait.service.look(wait.job), timeout=timeout))[0]
+    except ConnectionLost:
+        # Not an error of what was sent before: that was answered.
+        return None
+    return found
+
+
+async def _first(future: asyncio.Future[bytes | None], seconds: float) -> bytes | None:
+    """Wait for an outcome for so long; None where it does not come."""
+    timer = future.get_loop().call_later(seconds, _expire, future)
+    try:
+        return await future
+    finally:
+        timer.cancel()
+
+
+def _expire(future: asyncio.Future[bytes | None]) -> None:
+    if not future.done():
+        future.set_result(None)

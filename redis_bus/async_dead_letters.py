@@ -1,0 +1,48 @@
+"""Dead letters as `AsyncBus` gives them: what asks Redis is awaited."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .dead_letters import DeadLetter
+from .entries import Letter, parse_letter, retried
+from .errors import BusError
+from .target import Target
+
+if TYPE_CHECKING:
+    from .async_core import AsyncCore
+    from .async_method import AsyncRun
+
+
+class AsyncDeadLetter(DeadLetter):
+    """A job that no worker could finish; `AsyncMethod.dead_letters` lists them."""
+
+    def __init__(self, core: AsyncCore, target: Target, letter: Letter) -> None:
+        super().__init__(core.blocking, target, letter)
+        self._async = core
+
+    async def retry(self) -> AsyncRun:  # type: ignore[override]
+        """Give the job to the workers again. See `DeadLetter.retry`."""
+        from .async_method import AsyncRun
+
+        job, route = self._job, self._target.route
+        if job is None:
+            raise BusError(
+                f"{self.method}: dead letter {self.id} is no job: it can only be dropped"
+            )
+        entry = retried(self._letter.entry)
+        command = route.retry_letter(self._letter.raw, entry, job.id)
+        if not (await self._async.loops.here().ask(command))[0]:
+            raise BusError(f"{self.method}: dead letter {self.id} is not there any more")
+        return AsyncRun(self._async, route, job.id)
+
+    async def drop(self) -> bool:  # type: ignore[override]
+        """Delete the letter. Returns whether it was still there."""
+        command = self._target.route.drop_letter(self._letter.raw)
+        return bool((await self._async.loops.here().ask(command))[0])
+
+
+async def dead_letters(core: AsyncCore, target: Target) -> list[AsyncDeadLetter]:
+    """Return the dead letters of a method, oldest first."""
+    found = (await core.loops.here().ask(target.route.letters()))[0]
+    return [AsyncDeadLetter(core, target, parse_letter(raw)) for raw in found]

@@ -1,0 +1,187 @@
+"""AsyncMethod: a remote function that looks like a local coroutine function."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from . import async_dead_letters, calls, outcome, waiting
+from .async_dead_letters import AsyncDeadLetter
+from .async_transport import BusClosed
+from .deadline import Deadline, check_seconds
+from .directory import UnknownMethod
+from .errors import BusError, ConnectionLost
+from .protocol import Route
+from .steps import Steps
+from .target import Options, ShownCall, Target, empty_signature
+from .transport import is_unreachable
+
+if TYPE_CHECKING:
+    from .async_core import AsyncCore
+
+_KEEP: Any = object()
+# After which times (s) a look-up is tried again whose connection was lost.
+LOOK_UP_PAUSES = (0.02, 0.1, 0.3)
+
+
+class AsyncMethod:
+    """A method on the bus: ``await`` its call. See `Method`, whose names these are.
+
+    What it is, it learns at its first call, or by ``await bus.get_method(name)``.
+    """
+
+    __name__: str
+    __signature__: inspect.Signature
+    listens = True
+
+    def __init__(self, core: AsyncCore, name: str, options: Options | None = None) -> None:
+        self._core = core
+        self._options = Options() if options is None else options
+        self._target: Target | None = None
+        self.__name__ = self.__qualname__ = name
+        self.__signature__ = empty_signature()
+        registration = core.registrations.get(name)
+        if registration is not None and not registration.needs_import:
+            self.adopt(core.compile(registration))
+
+    @property
+    def target(self) -> Target:
+        """What is known of the method. Raises RuntimeError before anything is."""
+        if self._target is None:
+            raise RuntimeError(f"{self.__name__}: await it, or bus.get_method(), first")
+        return self._target
+
+    async def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Call the method and return its value. See `Method.__call__`.
+
+        Where its task is cancelled, the job is withdrawn, if no worker has taken it.
+        """
+        await self._load()
+        try:
+            return await self._core.drive(calls.call(self, args, kwargs, self._options))
+        except BusClosed as error:
+            shown = ShownCall(self.__name__, args, kwargs)
+            raise BusError(f"{shown}: {error}; it is unknown whether it ran") from None
+
+    async def run(self, /, *args: Any, **kwargs: Any) -> AsyncRun:
+        """Enqueue the call and return at once. See `Method.run`."""
+        await self._load()
+        job = await self._core.drive(calls.run(self, args, kwargs, self._options))
+        return AsyncRun(self._core, self.target.route, job, self._options.allow)
+
+    def options(
+        self,
+        *,
+        timeout: float | None = _KEEP,
+        fail_fast: bool = _KEEP,
+        allow: tuple[type[BaseException], ...] = _KEEP,
+    ) -> AsyncMethod:
+        """Return this method with other settings. See `Method.options`."""
+        if timeout is not _KEEP:
+            check_seconds("timeout", timeout)
+        now = self._options
+        chosen = Options(
+            timeout=now.timeout if timeout is _KEEP else timeout,
+            has_timeout=now.has_timeout or timeout is not _KEEP,
+            fail_fast=now.fail_fast if fail_fast is _KEEP else fail_fast,
+            allow=now.allow if allow is _KEEP else tuple(allow),
+        )
+        method = AsyncMethod(self._core, self.__name__, chosen)
+        if self._target is not None:
+            method.adopt(self._target)
+        return method
+
+    async def clear_cache(self, /, *args: Any, **kwargs: Any) -> bool:
+        """Forget the cached value for these arguments. See `Method.clear_cache`."""
+        await self._load()
+        return await self._core.drive(calls.clear(self, args, kwargs))
+
+    async def clear_all_cache(self) -> None:
+        """Forget all cached values of the method. See `Method.clear_all_cache`."""
+        await self._load()
+        await self._core.drive(calls.clear_all(self))
+
+    async def dead_letters(self) -> list[AsyncDeadLetter]:
+        """Return the jobs of the method that were given up. See `Method.dead_letters`."""
+        await self._load()
+        return await async_dead_letters.dead_letters(self._core, self.target)
+
+    @property
+    def cache_key(self) -> str | bool | None:
+        """The template of the method's cache keys, True for all arguments, None for no cache."""
+        return self.target.descriptor.cache_key
+
+    def adopt(self, target: Target) -> None:
+        """Look and act like this registration from here on."""
+        self._target = target
+        self.__doc__ = target.descriptor.doc
+        self.__signature__ = target.signature
+
+    def refreshed(self) -> Steps[Target]:
+        """Ask what is published now, and adopt it. Raises BusError where the method is gone."""
+        newer = yield from self._core.look_up(self.__name__)
+        if self._target is None or newer.etag != self._target.etag:
+            self.adopt(newer)
+        return newer
+
+    async def _load(self) -> None:
+        if self._target is not None:
+            return
+        for pause in (*LOOK_UP_PAUSES, None):
+            try:
+                self.adopt(await self._core.load(self.__name__))
+            except UnknownMethod:
+                self._core.methods.pop(self.__name__, None)
+                text = await self._core.no_such_method(self.__name__)
+                raise AttributeError(text) from None
+            except ConnectionLost as error:
+                # Looking it up does no harm, however often.
+                if is_unreachable(error):
+                    raise ConnectionLost(f"{self.__name__}: {error}") from error
+                if pause is None:
+                    text = f"{self.__name__}: {error}; nothing was called yet"
+                    raise ConnectionLost(text) from error
+                await asyncio.sleep(pause)
+            else:
+                return
+
+    def __repr__(self) -> str:
+        return f"<async method {self.__name__}{self.__signature__} of bus {self._core.name!r}>"
+
+
+class AsyncRun:
+    """The result of a ``run`` on an `AsyncBus`: `AsyncResult`, awaited."""
+
+    def __init__(
+        self, core: AsyncCore, route: Route, job: str, allow: tuple[type[BaseException], ...] = ()
+    ) -> None:
+        self._core = core
+        self._route = route
+        self._job = job
+        self._allow = allow
+
+    @property
+    def id(self) -> str:
+        """Text that names this result in any process: ``<service>:<method>:<job>``."""
+        return f"{self._route.service.prefix}:{self._route.method}:{self._job}"
+
+    async def get(self, timeout: float | None = None) -> Any:
+        """Return the value, or raise what the function raised. See `AsyncResult.get`."""
+        deadline = Deadline(self._core.timeout if timeout is None else timeout)
+        found = await self._core.drive(waiting.wait(self._ticket(), deadline))
+        return outcome.decode(found, self._core.serializer, self._allow)
+
+    async def done(self) -> bool:
+        """Whether `get` would return, or raise the function's exception, at once."""
+        return await self._core.drive(waiting.is_done(self._ticket()))
+
+    async def cancel(self) -> bool:
+        """Withdraw the job. See `AsyncResult.cancel`."""
+        return await self._core.drive(calls.cancel(self._ticket()))
+
+    def _ticket(self) -> waiting.Ticket:
+        return waiting.Ticket(self._route, self._job, 0, f"{self._route.method} (job {self._job})")
+
+    def __repr__(self) -> str:
+        return f"<result {self.id!r} of bus {self._core.name!r}>"
