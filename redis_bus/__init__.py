@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .async_bus import AsyncBus
     from .bus import Bus
+    from .context import headers, with_headers
     from .dead_letters import DeadLetter
     from .errors import (
         BusError,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         WorkerLost,
     )
     from .method import Method
+    from .middleware import Middleware
     from .result import AsyncResult
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "Deadlock",
     "JobLost",
     "Method",
+    "Middleware",
     "NoWorkers",
     "ProtocolError",
     "QueueFull",
@@ -44,6 +47,8 @@ __all__ = [
     "RemoteTraceback",
     "SerializationError",
     "WorkerLost",
+    "headers",
+    "with_headers",
 ]
 __version__ = "0.1.0"
 
@@ -53,6 +58,9 @@ _PLACES = {
     "Bus": "bus",
     "DeadLetter": "dead_letters",
     "Method": "method",
+    "Middleware": "middleware",
+    "headers": "context",
+    "with_headers": "context",
 }
 
 

@@ -75,6 +75,7 @@ class AsyncBus:
         self.timeout, self.serializer = self._bus.timeout, self._bus.serializer
         self.conn = self._bus.conn if conn is None else conn
         self._core = AsyncCore(self._bus._core)
+        self.middleware = self._core.middleware
 
     # -- registering: local, without I/O ------------------------------------------------------
 

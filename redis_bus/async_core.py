@@ -28,6 +28,7 @@ class AsyncCore:
     def __init__(self, core: Core) -> None:
         self.name = core.name
         self.timeout = core.timeout
+        self.middleware = core.middleware
         self.serializer = core.serializer
         self.loops = Loops(core.transport)
         self.methods: dict[str, AsyncMethod] = {}

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from . import async_dead_letters, calls, outcome, waiting
 from .async_dead_letters import AsyncDeadLetter
 from .async_transport import BusClosed
+from .context import headers
 from .deadline import Deadline, check_seconds
 from .directory import UnknownMethod
 from .errors import BusError, ConnectionLost
+from .middleware import Call
 from .protocol import Route
 from .steps import Steps
-from .target import Options, ShownCall, Target, empty_signature
+from .target import Args, Kwargs, Options, ShownCall, Target, empty_signature
 from .transport import is_unreachable
 
 if TYPE_CHECKING:
@@ -57,18 +59,36 @@ class AsyncMethod:
 
         Where its task is cancelled, the job is withdrawn, if no worker has taken it.
         """
+        hooks = self._core.middleware.calls
+        if not hooks:
+            return await self._call(args, kwargs)
+        call = self._seen(args, kwargs, "call")
+        return await hooks.around_async(call, lambda: self._call(args, kwargs, call))
+
+    async def _call(self, args: Args, kwargs: Kwargs, seen: Call | None = None) -> Any:
         await self._load()
         try:
-            return await self._core.drive(calls.call(self, args, kwargs, self._options))
+            return await self._core.drive(calls.call(self, args, kwargs, self._options, seen))
         except BusClosed as error:
             shown = ShownCall(self.__name__, args, kwargs)
             raise BusError(f"{shown}: {error}; it is unknown whether it ran") from None
 
     async def run(self, /, *args: Any, **kwargs: Any) -> AsyncRun:
         """Enqueue the call and return at once. See `Method.run`."""
+        hooks = self._core.middleware.calls
+        if not hooks:
+            return await self._enqueue(args, kwargs)
+        call = self._seen(args, kwargs, "run")
+        return await hooks.around_async(call, lambda: self._enqueue(args, kwargs, call))
+
+    async def _enqueue(self, args: Args, kwargs: Kwargs, seen: Call | None = None) -> AsyncRun:
         await self._load()
-        job = await self._core.drive(calls.run(self, args, kwargs, self._options))
+        job = await self._core.drive(calls.run(self, args, kwargs, self._options, seen))
         return AsyncRun(self._core, self.target.route, job, self._options.allow)
+
+    def _seen(self, args: Args, kwargs: Kwargs, kind: str) -> Call:
+        """Return a call as middleware sees it."""
+        return Call(self._core.name, self.__name__, args, kwargs, headers(), kind)
 
     def options(
         self,

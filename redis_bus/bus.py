@@ -71,6 +71,7 @@ class Bus:
         self.serializer = codec.get_serializer(serializer)
         self.conn = connect(url or default_url(), **redis_kwargs) if conn is None else conn
         self._core = Core(self.name, Transport(self.conn), self.serializer, timeout)
+        self.middleware = self._core.middleware
         self._workers: set[Worker] = set()
 
     # -- registering: local, without I/O ------------------------------------------------------

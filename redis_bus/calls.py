@@ -9,7 +9,7 @@ import logging
 import os
 from typing import Any, NamedTuple, Protocol
 
-from . import nested, outcome
+from . import context, nested, outcome
 from .deadline import Deadline
 from .entries import Mode, parse_entry
 from .errors import (
@@ -24,6 +24,7 @@ from .errors import (
     SerializationError,
     WorkerLost,
 )
+from .middleware import Call
 from .protocol import LEASE_MS, Command
 from .steps import Request, Steps, Wait, ask
 from .target import Args, Kwargs, Options, ShownCall, Target
@@ -64,15 +65,20 @@ def new_job_id() -> str:
     return base64.urlsafe_b64encode(os.urandom(12)).decode("ascii")
 
 
-def call(source: Source, args: Args, kwargs: Kwargs, options: Options) -> Steps[object]:
-    """Call a method and wait for its value, or raise what it raised."""
+def call(
+    source: Source, args: Args, kwargs: Kwargs, options: Options, seen: Call | None = None
+) -> Steps[object]:
+    """Call a method and wait for its value, or raise what it raised.
+
+    ``seen``: the call as middleware sees it, where there is any.
+    """
     target = source.target
     deadline = Deadline(options.timeout if options.has_timeout else target.timeout)
     key: bytes | None
     found: bytes | _Hit | None
     lost: ConnectionLost | None = None
     for attempt in range(MAX_TRIES):
-        target, key, body = yield from _prepare(source, args, kwargs)
+        target, key, body = yield from _prepare(source, args, kwargs, seen)
         shown = ShownCall(target.name, args, kwargs)
         if deadline.left() == 0.0 and lost is not None:
             raise ConnectionLost(_lost_message(shown, target, lost)) from lost
@@ -83,9 +89,10 @@ def call(source: Source, args: Args, kwargs: Kwargs, options: Options) -> Steps[
             raise CallTimeout(f"{shown}: not sent, no time is left ({deadline.describe()})")
         try:
             if key is None:
-                found = yield from _call_alone(source, target, body, shown, deadline, options)
+                found = yield from _call_alone(source, target, body, shown, deadline, options, seen)
             else:
-                found = yield from _call_keyed(source, target, key, body, shown, deadline, options)
+                made = _call_keyed(source, target, key, body, shown, deadline, options, seen)
+                found = yield from made
         except ConnectionLost as error:
             if attempt == MAX_TRIES - 1 or not target.may_run_twice or is_unreachable(error):
                 raise ConnectionLost(_lost_message(shown, target, error)) from error
@@ -109,13 +116,15 @@ def call(source: Source, args: Args, kwargs: Kwargs, options: Options) -> Steps[
     raise BusError(f"{shown}: given up, its registration or its value changes all the time")
 
 
-def run(source: Source, args: Args, kwargs: Kwargs, options: Options) -> Steps[str]:
+def run(
+    source: Source, args: Args, kwargs: Kwargs, options: Options, seen: Call | None = None
+) -> Steps[str]:
     """Enqueue a call, or join its flight, and return the id of the job to wait for.
 
     It waits for a worker as long as that takes, unless the options give it a timeout.
     """
     for _ in range(MAX_TRIES):
-        target, key, body = yield from _prepare(source, args, kwargs)
+        target, key, body = yield from _prepare(source, args, kwargs, seen)
         shown = ShownCall(target.name, args, kwargs)
         job, deadline = new_job_id(), Deadline(options.timeout)
         command = target.route.call(
@@ -131,6 +140,7 @@ def run(source: Source, args: Args, kwargs: Kwargs, options: Options) -> Steps[s
             replies = yield Request((command,), timeout)
         except ConnectionLost as error:
             raise ConnectionLost(f"{shown}: {error}; it may be enqueued, or not") from error
+        _note_status(seen, replies[0])
         match replies:
             case [[b"joined" | b"queued", bytes(leader), *_]]:
                 return leader.decode()
@@ -145,7 +155,7 @@ def run(source: Source, args: Args, kwargs: Kwargs, options: Options) -> Steps[s
 def clear(source: Source, args: Args, kwargs: Kwargs) -> Steps[bool]:
     """Forget one cached value. Returns whether there was one."""
     for _ in range(MAX_TRIES):
-        target, key, _ = yield from _prepare(source, args, kwargs)
+        target, key = yield from _bind(source, args, kwargs)
         if key is not None:
             status = (yield ask(target.route.clear(key)))[0]
             if status != b"stale":
@@ -182,8 +192,15 @@ def cancel(ticket: Ticket) -> Steps[bool]:
 
 
 def _prepare(
-    source: Source, args: Args, kwargs: Kwargs
+    source: Source, args: Args, kwargs: Kwargs, seen: Call | None
 ) -> Steps[tuple[Target, bytes | None, bytes]]:
+    """Return what is called, under which cache key, and the arguments as bytes."""
+    target, key = yield from _bind(source, args, kwargs)
+    headers = context.current() if seen is None else context.checked(seen.headers)
+    return target, key, target.encode(args, kwargs, headers)
+
+
+def _bind(source: Source, args: Args, kwargs: Kwargs) -> Steps[tuple[Target, bytes | None]]:
     """Bind against what is published: arguments that do not fit may fit a newer registration."""
     target = source.target
     try:
@@ -194,8 +211,12 @@ def _prepare(
             raise
         target = newer
         values = target.bind(*args, **kwargs)
-    body = target.encode(args, kwargs)
-    return target, None if target.key is None else target.key(values), body
+    return target, None if target.key is None else target.key(values)
+
+
+def _note_status(seen: Call | None, status: list[Any]) -> None:
+    if seen is not None:
+        seen.status = status[0].decode()
 
 
 def _call_alone(
@@ -205,6 +226,7 @@ def _call_alone(
     shown: ShownCall | str,
     deadline: Deadline,
     options: Options,
+    seen: Call | None,
 ) -> Steps[bytes | None]:
     """A call without a cache key: one write, one wait. None: it is to be made again."""
     job, service = new_job_id(), target.route.service
@@ -220,6 +242,7 @@ def _call_alone(
     withdraw = _withdraw(source, target, job, None)
     slice_ = Wait(service, job, seconds, alone=True, only_if=b"queued")
     status, reply = yield Request((command,), timeout, wait=slice_, withdraw=withdraw)
+    _note_status(seen, status)
     if status[0] != b"queued":
         _raise_refusal(status, target, shown)
         yield from _renew(source, target)
@@ -242,6 +265,7 @@ def _call_keyed(
     shown: ShownCall | str,
     deadline: Deadline,
     options: Options,
+    seen: Call | None,
 ) -> Steps[bytes | _Hit | None]:
     """A call with a cache key: only a miss waits. None: it is to be made again."""
     flight, again = target.route.flight(key), target.may_run_twice
@@ -258,6 +282,7 @@ def _call_keyed(
     _, timeout = slice_of(deadline, FIRST_SLICE_SECONDS)
     withdraw = _withdraw(source, target, job, flight)
     status = (yield Request((command,), timeout, withdraw=withdraw))[0]
+    _note_status(seen, status)
     match status:
         case [b"hit", bytes(entry)]:
             return _Hit(entry)

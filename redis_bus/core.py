@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import codec, directory
 from .descriptor import Descriptor
 from .errors import BusError, ProtocolError
+from .logs import LogRuns
+from .middleware import Chain
 from .registration import Registration
 from .steps import Request, Steps, Wait
 from .target import Target
@@ -29,6 +31,7 @@ class Core:
         self.transport = transport
         self.serializer = serializer
         self.timeout = timeout
+        self.middleware = Chain([LogRuns()])
         self.registrations: dict[str, Registration] = {}
         self.methods: dict[str, Method[..., Any]] = {}
         self._unpublished: set[str] = set()

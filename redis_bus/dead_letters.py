@@ -6,7 +6,7 @@ import datetime
 import hashlib
 from typing import TYPE_CHECKING
 
-from . import codec
+from . import arguments
 from .entries import Job, Letter, parse_job, parse_letter, retried
 from .errors import BusError, ConnectionLost, ProtocolError, SerializationError
 from .result import AsyncResult
@@ -85,9 +85,7 @@ def _shown(target: Target, job: Job | None, entry: bytes) -> str:
     if job is None:
         return f"{target.name}: {entry[:60]!r}"
     try:
-        match codec.decode(job.body, target.serializer):
-            case [list(args), dict(kwargs)]:
-                return str(ShownCall(target.name, tuple(args), kwargs))
+        given = arguments.decode(job.body, target.serializer)
     except (ProtocolError, SerializationError):
-        pass
-    return f"{target.name}(<{len(job.body)} bytes>)"
+        return f"{target.name}(<{len(job.body)} bytes>)"
+    return str(ShownCall(target.name, given.args, given.kwargs))

@@ -6,11 +6,13 @@ import inspect
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from . import calls, dead_letters
+from .context import headers
 from .dead_letters import DeadLetter
 from .deadline import check_seconds
+from .middleware import Call
 from .result import AsyncResult
 from .steps import Steps
-from .target import Options, Target, empty_signature
+from .target import Args, Kwargs, Options, Target, empty_signature
 
 if TYPE_CHECKING:
     from .core import Core
@@ -55,7 +57,14 @@ class Method(Generic[P, R]):
         of other types than those that make the round trip, and the errors of the bus:
         CallTimeout, NoWorkers, QueueFull, ConnectionLost.
         """
-        value: Any = self._core.drive(calls.call(self, args, kwargs, self._options))
+        value: Any
+        drive, hooks = self._core.drive, self._core.middleware.calls
+        if not hooks:
+            value = drive(calls.call(self, args, kwargs, self._options))
+            return value  # type: ignore[no-any-return]
+        call = self._seen(args, kwargs, "call")
+        work = calls.call(self, args, kwargs, self._options, call)
+        value = hooks.around(call, lambda: drive(work))
         return value  # type: ignore[no-any-return]
 
     def run(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncResult:
@@ -64,8 +73,20 @@ class Method(Generic[P, R]):
         It waits for a worker as long as that takes; with ``options(timeout=...)`` it is dropped
         where no worker takes it within that time. Raises what a call raises before it waits.
         """
-        job = self._core.drive(calls.run(self, args, kwargs, self._options))
-        return AsyncResult(self._core, self.target.route, job, self._options.allow)
+
+        def enqueue(seen: Call | None = None) -> AsyncResult:
+            job = self._core.drive(calls.run(self, args, kwargs, self._options, seen))
+            return AsyncResult(self._core, self.target.route, job, self._options.allow)
+
+        hooks = self._core.middleware.calls
+        if not hooks:
+            return enqueue()
+        call = self._seen(args, kwargs, "run")
+        return hooks.around(call, lambda: enqueue(call))
+
+    def _seen(self, args: Args, kwargs: Kwargs, kind: str) -> Call:
+        """Return a call as middleware sees it."""
+        return Call(self._core.name, self.__name__, args, kwargs, headers(), kind)
 
     def options(
         self,

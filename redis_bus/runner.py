@@ -9,12 +9,15 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import codec, deadline, nested, outcome
+from . import arguments, codec, context, deadline, nested, outcome
+from .arguments import Arguments
 from .entries import Job
 from .errors import BusError, ProtocolError, SerializationError, WorkerLost
+from .frames import user_frames, user_trace
 from .loop import Loop, LoopHere
+from .middleware import Chain, Run
 from .registration import Registration
 from .stop_flag import StopNow
 from .target import ShownCall, Target
@@ -23,9 +26,6 @@ if TYPE_CHECKING:
     from .debugger import Debugger
 
 logger = logging.getLogger(__name__)
-
-# Whose frames are not shown above those of a function.
-OUR_MODULES = (__name__, Loop.__module__)
 
 
 class _Mismatch(Exception):
@@ -40,15 +40,32 @@ class _Served:
     stale_ms: int
 
 
+class Start(NamedTuple):
+    """How a job comes to run: what is left of its caller's time, how long it waited, and where.
+
+    ``left`` (s) is inherited by nested calls; None: no end. ``host``: whose other jobs wait now.
+    """
+
+    left: float | None
+    waited: float
+    host: nested.Host
+
+
 class Runner:
     """Runs the functions that a worker serves, one at a time; knows nothing of Redis.
 
-    ``async def`` functions run on the ``loop``.
+    ``async def`` functions run on the ``loop``, and the run hooks of ``middleware`` around all.
     """
 
     def __init__(
-        self, served: Sequence[tuple[Registration, Target]], loop: Loop, *, debug: bool = False
+        self,
+        served: Sequence[tuple[Registration, Target]],
+        loop: Loop,
+        middleware: Chain,
+        *,
+        debug: bool = False,
     ) -> None:
+        self._hooks = middleware
         self._debug = debug
         self._running = False
         self._debugger: Debugger | None = None
@@ -76,31 +93,28 @@ class Runner:
         """How long after that they are served while they are refreshed."""
         return self._served[name].stale_ms
 
-    def run(self, name: str, job: Job, left: float | None, host: nested.Host) -> bytes:
+    def run(self, name: str, job: Job, start: Start) -> bytes:
         """Run a method for a job and return the outcome.
 
-        ``left``: seconds until the caller gives up, which nested calls inherit. ``host``: whose
-        other jobs wait meanwhile. Raises StopNow, and nothing else: whatever the function raises
-        is an outcome.
+        Raises StopNow, and nothing else: whatever the function raises is an outcome.
         """
         served = self._served[name]
         serializer = served.target.serializer
         shown: ShownCall | str = name
         try:
-            args, kwargs = _decode(job.body, serializer)
-            shown = ShownCall(name, tuple(args), kwargs)
+            given = arguments.decode(job.body, serializer)
+            shown = ShownCall(name, given.args, given.kwargs)
             if job.etag != served.target.etag:
-                _check_fit(served.target, args, kwargs)
-            value = contextvars.copy_context().run(self._call, name, args, kwargs, left, host)
-            return codec.encode(value, serializer, root="result")
+                _check_fit(served.target, given)
+            return contextvars.copy_context().run(self._carry_out, name, job, given, start)
         except StopNow:
             raise
         except (SerializationError, ProtocolError, _Mismatch) as error:
             logger.error("%s: %s", shown, error)
             kind = BusError if isinstance(error, _Mismatch) else type(error)
-            return outcome.encode_error(kind(f"{shown}: {error}"), _user_trace(error))
+            return outcome.encode_error(kind(f"{shown}: {error}"), user_trace(error))
         except BaseException as error:  # noqa: BLE001 - also SystemExit: a function stops no worker
-            return self._failed(error, shown)
+            return self._failed(error)
 
     def lost(self, name: str) -> bytes:
         """The outcome of a job whose worker was told to stop at once."""
@@ -132,32 +146,52 @@ class Runner:
         if self._debugger is not None:
             self._debugger.tell()
 
-    def _call(
-        self,
-        name: str,
-        args: list[Any],
-        kwargs: dict[str, Any],
-        left: float | None,
-        host: nested.Host,
-    ) -> Any:
-        deadline.inherit(left)
-        nested.runs_on(host)
+    def _carry_out(self, name: str, job: Job, given: Arguments, start: Start) -> bytes:
+        """Run the function between the hooks, in a context of its own; return what it returned."""
+        deadline.inherit(start.left)
+        nested.runs_on(start.host)
+        context.came_with(given.headers)
+        hooks, target = self._hooks.runs, self._served[name].target
+        if not hooks:
+            return codec.encode(self._call(name, given), target.serializer, root="result")
+        run = Run(
+            target.route.service.bus,
+            name,
+            given.args,
+            given.kwargs,
+            given.headers,
+            job=job.id,
+            attempt=job.attempt,
+            waited=start.waited,
+        )
+        hooks.before(run)
+        try:
+            value = self._call(name, given)
+            encoded = codec.encode(value, target.serializer, root="result")
+        except StopNow:
+            hooks.failed(run, WorkerLost(f"{name}: its worker was stopped while it ran"))
+            raise
+        except BaseException as error:
+            hooks.failed(run, error)
+            raise
+        hooks.after(run, value)
+        return encoded
+
+    def _call(self, name: str, given: Arguments) -> Any:
         try:
             self._running = True
-            value = self._served[name].function(*args, **kwargs)
+            value = self._served[name].function(*given.args, **given.kwargs)
             if inspect.isawaitable(value):
                 value = self._loop.run(value, name)
         finally:
             self._running = False
         return value
 
-    def _failed(self, error: BaseException, shown: ShownCall | str) -> bytes:
-        logger.warning("%s raised %s", shown, type(error).__name__)
-        trace = _user_trace(error)
-        logger.debug("%s", trace)
+    def _failed(self, error: BaseException) -> bytes:
+        trace = user_trace(error)
         if self._debug:
             sys.stderr.write(f"{trace}\n")
-            self._examine(_user_frames(error))
+            self._examine(user_frames(error))
         return outcome.encode_error(error, trace)
 
     def _examine(self, frames: TracebackType | None) -> None:
@@ -171,35 +205,15 @@ class Runner:
             self._debugger = None
 
 
-def _check_fit(target: Target, args: list[Any], kwargs: dict[str, Any]) -> None:
+def _check_fit(target: Target, given: Arguments) -> None:
     """Raise _Mismatch where arguments for another registration do not fit this one."""
     try:
-        target.bind(*args, **kwargs)
+        target.bind(*given.args, **given.kwargs)
     except TypeError as error:
         raise _Mismatch(
             f"its caller follows another registration of method {target.name} than its worker "
             f"serves, and {error}; services that register one name must be alike"
         ) from None
-
-
-def _decode(body: bytes, serializer: codec.Serializer) -> tuple[list[Any], dict[str, Any]]:
-    match codec.decode(body, serializer):
-        case [list(args), dict(kwargs)]:
-            return args, kwargs
-    raise ProtocolError("its arguments are not ours")
-
-
-def _user_frames(error: BaseException) -> TracebackType | None:
-    """The traceback from the user's function on; all of it where it never came that far."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_globals.get("__name__") in OUR_MODULES:
-        trace = trace.tb_next
-    return trace or error.__traceback__
-
-
-def _user_trace(error: BaseException) -> str:
-    frames = _user_frames(error)
-    return outcome.format_trace(error.with_traceback(frames))
 
 
 def _as_ms(seconds: float | None) -> int:

@@ -14,7 +14,7 @@ from . import nested, outcome
 from .entries import Job, parse_job
 from .errors import BusError, ProtocolError
 from .protocol import LEASE_MS, Claim, Command, Route, needs_admission, pack
-from .runner import Runner
+from .runner import Runner, Start
 from .stop_flag import StopNow
 from .transport import READ_SECONDS, Link, Transport
 
@@ -162,8 +162,9 @@ class Slot:
         left = (job.deadline_ms - claim.now_ms) / 1000 if job.deadline_ms else 0.0
         self._began = time.perf_counter()
         try:
-            budget = left if left > 0 else None
-            result = self.runner.run(claim.route.method, job, budget, self._host(job))
+            waited = max(0.0, (claim.now_ms - job.enqueued_ms) / 1000)
+            start = Start(left if left > 0 else None, waited, self._host(job))
+            result = self.runner.run(claim.route.method, job, start)
         except StopNow:
             result = self.runner.lost(claim.route.method)
         except BaseException as error:  # noqa: BLE001 - a function's own exceptions may misbehave

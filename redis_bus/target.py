@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from . import cache_key, codec, signature
+from . import arguments, cache_key, codec, signature
 from .descriptor import Descriptor
 from .entries import MAX_ATTEMPTS
 from .errors import BusError, ProtocolError, SerializationError
@@ -68,10 +68,10 @@ class Target:
                 )
         return key
 
-    def encode(self, args: Args, kwargs: Kwargs) -> bytes:
+    def encode(self, args: Args, kwargs: Kwargs, headers: Mapping[str, str]) -> bytes:
         """Return the arguments as bytes. Raises SerializationError, naming the path."""
         try:
-            return codec.encode([list(args), dict(kwargs)], self.serializer, root="arguments")
+            return arguments.encode(args, kwargs, headers, self.serializer)
         except SerializationError as error:
             self._name_the_argument(args, kwargs)
             raise SerializationError(f"{ShownCall(self.name, args, kwargs)}: {error}") from None

@@ -89,7 +89,7 @@ class Worker:
         # The slots that wait for Redis to come back.
         self.away: set[Slot] = set()
         self.slots = [
-            Slot(self, Runner(served, self.loop, debug=debug), number)
+            Slot(self, Runner(served, self.loop, core.middleware, debug=debug), number)
             for number in range(concurrency)
         ]
         self._heart = Heart(self, targets, self.stopping)

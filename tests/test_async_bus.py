@@ -110,9 +110,10 @@ def test_the_settings_of_a_bus_are_its_attributes(url: str) -> None:
     }  # fmt: skip
     sync, ours = Bus("test", url=url, **settings), AsyncBus("test", url=url, **settings)
     for name in vars(sync):
-        if not name.startswith("_") and name != "conn":
+        if not name.startswith("_") and name not in ("conn", "middleware"):
             assert getattr(ours, name) == getattr(sync, name), name
     assert isinstance(ours.conn, redis.Redis)
+    assert [type(one) for one in ours.middleware] == [type(one) for one in sync.middleware]
     assert repr(ours) == repr(sync).replace("<Bus", "<AsyncBus")
 
 

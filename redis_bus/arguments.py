@@ -1,0 +1,44 @@
+"""Arguments: what a call sends along as bytes, and what a worker reads of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from . import codec
+from .errors import ProtocolError
+
+
+class Arguments(NamedTuple):
+    """The arguments of a job, and the headers that came with them."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    headers: dict[str, str]
+
+
+def encode(
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+    headers: Mapping[str, str],
+    serializer: codec.Serializer,
+) -> bytes:
+    """Return arguments as bytes; headers only where there are any. Raises SerializationError."""
+    value: list[object] = [list(args), dict(kwargs)]
+    if headers:
+        value.append(dict(headers))
+    return codec.encode(value, serializer, root="arguments")
+
+
+def decode(body: bytes, serializer: codec.Serializer) -> Arguments:
+    """Return what `encode` wrote. Raises ProtocolError, SerializationError."""
+    match codec.decode(body, serializer):
+        case [list(args), dict(kwargs)]:
+            return Arguments(tuple(args), kwargs, {})
+        case [list(args), dict(kwargs), dict(headers)] if _is_text(headers):
+            return Arguments(tuple(args), kwargs, headers)
+    raise ProtocolError("its arguments are not ours")
+
+
+def _is_text(headers: dict[Any, Any]) -> bool:
+    return all(isinstance(text, str) for item in headers.items() for text in item)

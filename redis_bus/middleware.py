@@ -1,0 +1,253 @@
+"""Middleware: hooks around the calls that a bus makes, and around the runs of its workers.
+
+The shape is that of Dramatiq's and taskiq's: an object with methods for before, after and failed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableSequence
+from typing import Any, TypeVar, overload
+
+from .target import Args, Kwargs, ShownCall
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+class Call:
+    """A call that this process makes, as middleware sees it.
+
+    ``kind``: 'call', or 'run' for a call that only enqueues. ``headers`` travel with it; what is
+    put into them before the call does, too. ``status``, known after it: 'hit' (from the cache),
+    'joined' (the run of another caller), 'queued', or the word of a refusal; '' where it did not
+    come so far. ``notes`` are for what a middleware keeps from one hook to the other.
+    """
+
+    __slots__ = ("args", "bus", "headers", "kind", "kwargs", "method", "notes", "started", "status")
+
+    def __init__(
+        self, bus: str, method: str, args: Args, kwargs: Kwargs, headers: dict[str, str], kind: str
+    ) -> None:
+        self.bus = bus
+        self.method = method
+        self.args = args
+        self.kwargs = kwargs
+        self.headers = headers
+        self.kind = kind
+        self.status = ""
+        self.notes: dict[Any, Any] = {}
+        self.started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken so far."""
+        return time.perf_counter() - self.started
+
+    def __str__(self) -> str:
+        return str(ShownCall(self.method, self.args, self.kwargs))
+
+
+class Run:
+    """A job that this process runs, as middleware sees it.
+
+    ``job`` is its id, ``attempt`` 1 unless a worker died of it before, ``waited`` how long it was
+    queued (s). ``headers`` came with it. ``notes`` are as those of a `Call`.
+    """
+
+    __slots__ = (
+        "args",
+        "attempt",
+        "bus",
+        "headers",
+        "job",
+        "kwargs",
+        "method",
+        "notes",
+        "started",
+        "waited",
+    )
+
+    def __init__(
+        self,
+        bus: str,
+        method: str,
+        args: Args,
+        kwargs: Kwargs,
+        headers: dict[str, str],
+        *,
+        job: str,
+        attempt: int,
+        waited: float,
+    ) -> None:
+        self.bus = bus
+        self.method = method
+        self.args = args
+        self.kwargs = kwargs
+        self.headers = headers
+        self.job = job
+        self.attempt = attempt
+        self.waited = waited
+        self.notes: dict[Any, Any] = {}
+        self.started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """How long it has run so far."""
+        return time.perf_counter() - self.started
+
+    def __str__(self) -> str:
+        return str(ShownCall(self.method, self.args, self.kwargs))
+
+
+class Middleware:
+    """Hooks around calls and runs: override those you need, append an object to ``bus.middleware``.
+
+    Those before come in the order of the list, the others in its reverse; each ``before`` that
+    returned is followed by one of its two others. What a ``before`` raises is raised to the caller,
+    or is the outcome of the job, which does not run then. What the others raise is logged.
+
+    Hooks are plain functions, on an `AsyncBus` too, and must not wait there. They may be called in
+    several threads at once.
+    """
+
+    def before_call(self, call: Call) -> None:
+        """A call is about to be made; nothing is sent yet."""
+
+    def after_call(self, call: Call, value: object) -> None:
+        """It returned this value; a run: this result to be."""
+
+    def call_failed(self, call: Call, error: BaseException) -> None:
+        """It raised this error, of the function's or of the bus."""
+
+    def before_run(self, run: Run) -> None:
+        """A function is about to be run, in this thread and context."""
+
+    def after_run(self, run: Run, value: object) -> None:
+        """It returned this value, which its caller gets."""
+
+    def run_failed(self, run: Run, error: BaseException) -> None:
+        """It raised this error; WorkerLost: it was stopped while it ran."""
+
+
+class Hooks:
+    """Three hooks of several middlewares around one kind of event."""
+
+    def __init__(self, chain: Iterable[Middleware], before: str, after: str, failed: str) -> None:
+        names = (before, after, failed)
+        self._before_name = before
+        # Those that override none of the three cost nothing.
+        self._hooks = [
+            (getattr(one, before), getattr(one, after), getattr(one, failed))
+            for one in chain
+            if any(
+                getattr(type(one), name, None) is not getattr(Middleware, name) for name in names
+            )
+        ]
+        self._reversed = self._hooks[::-1]
+
+    def __bool__(self) -> bool:
+        return bool(self._hooks)
+
+    def before(self, event: Any) -> None:
+        """Call the first hook of each; where one raises, those before it hear of the error."""
+        for number, (before, _, _) in enumerate(self._hooks):
+            try:
+                before(event)
+            except BaseException as error:
+                for _, _, failed in reversed(self._hooks[:number]):
+                    _call(failed, event, error)
+                raise
+
+    def after(self, event: Any, value: object) -> None:
+        for _, after, _ in self._reversed:
+            _call(after, event, value)
+
+    def failed(self, event: Any, error: BaseException) -> None:
+        for _, _, failed in self._reversed:
+            _call(failed, event, error)
+
+    def around(self, event: Any, work: Callable[[], T]) -> T:
+        """Do the work between the hooks."""
+        self.before(event)
+        try:
+            value = work()
+        except BaseException as error:
+            self.failed(event, error)
+            raise
+        self.after(event, value)
+        return value
+
+    async def around_async(self, event: Any, work: Callable[[], Awaitable[T]]) -> T:
+        """Do the work between the hooks, and await it."""
+        self.before(event)
+        try:
+            value = await work()
+        except BaseException as error:
+            self.failed(event, error)
+            raise
+        self.after(event, value)
+        return value
+
+
+def _call(hook: Callable[[Any, Any], None], event: Any, what: object) -> None:
+    try:
+        hook(event, what)
+    except Exception:
+        # The call or the run has its outcome already.
+        name = getattr(hook, "__qualname__", repr(hook))
+        logger.exception("%s: the middleware hook %s raised", event, name)
+
+
+class Chain(MutableSequence[Middleware]):
+    """The middlewares of a bus, the outermost first: a list. Change it before calls are made."""
+
+    def __init__(self, middlewares: Iterable[Middleware] = ()) -> None:
+        self._list = list(middlewares)
+        self._compile()
+
+    def _compile(self) -> None:
+        self.calls = Hooks(self._list, "before_call", "after_call", "call_failed")
+        self.runs = Hooks(self._list, "before_run", "after_run", "run_failed")
+
+    @overload
+    def __getitem__(self, index: int) -> Middleware: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Middleware]: ...
+    def __getitem__(self, index: int | slice) -> Middleware | list[Middleware]:
+        return self._list[index]
+
+    @overload
+    def __setitem__(self, index: int, value: Middleware) -> None: ...
+    @overload
+    def __setitem__(self, index: slice, value: Iterable[Middleware]) -> None: ...
+    def __setitem__(self, index: Any, value: Any) -> None:
+        changed = list(self._list)
+        changed[index] = value
+        for one in changed:
+            _check(one)
+        self._list = changed
+        self._compile()
+
+    def __delitem__(self, index: int | slice) -> None:
+        del self._list[index]
+        self._compile()
+
+    def __len__(self) -> int:
+        return len(self._list)
+
+    def insert(self, index: int, value: Middleware) -> None:
+        """Put a middleware before that index. Raises TypeError for other objects."""
+        _check(value)
+        self._list.insert(index, value)
+        self._compile()
+
+    def __repr__(self) -> str:
+        return repr(self._list)
+
+
+def _check(middleware: object) -> None:
+    if not isinstance(middleware, Middleware):
+        hint = "; append an object of it" if isinstance(middleware, type) else ""
+        raise TypeError(f"{middleware!r} is no redis_bus.Middleware{hint}")
