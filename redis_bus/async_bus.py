@@ -178,14 +178,21 @@ class AsyncBus:
     # -- serving ------------------------------------------------------------------------------
 
     async def serve(
-        self, pattern: str | None = None, debug: bool = False, *, concurrency: int = 1
+        self,
+        pattern: str | None = None,
+        debug: bool = False,
+        *,
+        concurrency: int = 1,
+        max_jobs: int | None = None,
     ) -> None:
         """Serve what was registered here until SIGTERM or SIGINT, or until it is cancelled.
 
         The worker has a thread of its own, and a loop of its own for ``async def`` functions: a
         function that blocks does not block this one. See `Bus.serve`.
         """
-        serving = self._bus._serving(pattern, debug=debug, concurrency=concurrency)
+        serving = self._bus._serving(
+            pattern, debug=debug, concurrency=concurrency, max_jobs=max_jobs
+        )
         with serving as worker, _Signals.stop(worker):
             await _in_thread(worker, worker.serve)
 

@@ -18,6 +18,7 @@ from .deadline import check_seconds
 from .errors import BusError
 from .method import Method
 from .protocol import check_bus_name, check_method_name, check_prefix
+from .quota import check_max_jobs
 from .registration import Registration, Settings
 from .result import AsyncResult, parse_id
 from .transport import Transport, connect
@@ -216,7 +217,12 @@ class Bus:
     # -- serving ------------------------------------------------------------------------------
 
     def serve(
-        self, pattern: str | None = None, debug: bool = False, *, concurrency: int = 1
+        self,
+        pattern: str | None = None,
+        debug: bool = False,
+        *,
+        concurrency: int = 1,
+        max_jobs: int | None = None,
     ) -> None:
         """Serve what was registered here until SIGTERM or SIGINT.
 
@@ -224,11 +230,13 @@ class Bus:
         ``debug``: on an exception, pdb opens in the frame that raised.
         ``concurrency``: how many jobs run at a time. One runs in this thread; of more, each plain
         function runs in a thread of its own, all ``async def`` functions on one event loop.
+        ``max_jobs``: return once so many jobs were run; None: never.
 
         Raises BusError where there is nothing to serve, ConnectionLost where Redis cannot be
         reached at the start; after that, a worker tries again until Redis is back.
         """
-        with self._serving(pattern, debug=debug, concurrency=concurrency) as worker:
+        serving = self._serving(pattern, debug=debug, concurrency=concurrency, max_jobs=max_jobs)
+        with serving as worker:
             worker.serve()
 
     def serve_once(self, pattern: str | None = None, debug: bool = False) -> int:
@@ -237,9 +245,15 @@ class Bus:
             return worker.serve_once()
 
     def _make_worker(
-        self, pattern: str | None, *, debug: bool = False, concurrency: int = 1
+        self,
+        pattern: str | None,
+        *,
+        debug: bool = False,
+        concurrency: int = 1,
+        max_jobs: int | None = None,
     ) -> Worker:
         check_concurrency(concurrency, debug=debug)
+        check_max_jobs(max_jobs)
         wanted = [
             registration
             for name, registration in self._core.registrations.items()
@@ -250,13 +264,11 @@ class Bus:
             raise BusError(f"bus {self.name!r}: nothing to serve, no method {what}")
         targets = [self._core.compile(registration) for registration in wanted]
         served = list(zip(wanted, targets, strict=True))
-        return Worker(self._core, served, debug=debug, concurrency=concurrency)
+        return Worker(self._core, served, debug=debug, concurrency=concurrency, max_jobs=max_jobs)
 
     @contextlib.contextmanager
-    def _serving(
-        self, pattern: str | None, *, debug: bool = False, concurrency: int = 1
-    ) -> Iterator[Worker]:
-        worker = self._make_worker(pattern, debug=debug, concurrency=concurrency)
+    def _serving(self, pattern: str | None, **settings: Any) -> Iterator[Worker]:
+        worker = self._make_worker(pattern, **settings)
         self._workers.add(worker)
         try:
             yield worker

@@ -46,14 +46,15 @@ class Slot:
         self._claims = worker.claims
         self._transport = worker.core.transport
         self._stopping = worker.stopping
+        self._quota = worker.quota
         self._unsent: Command | None = None
         self._broken_links = 0  # in a row, with the same outcome to send
         self._began = 0.0
         self._turns = number  # each begins with another method
 
     def serve(self) -> None:
-        """Run jobs until the worker stops."""
-        while not self._stopping.is_set():
+        """Run jobs until the worker stops, or has begun as many as it may."""
+        while self._goes_on():
             try:
                 self._serve_link()
             except (BusError, redis.RedisError, OSError) as error:
@@ -85,7 +86,7 @@ class Slot:
     # -- the loop -----------------------------------------------------------------------------
 
     def _serve_link(self) -> None:
-        """Serve over one connection until it breaks or the worker stops."""
+        """Serve over one connection until it breaks or the slot is to end."""
         link = self._transport.checkout()
         try:
             link.set_timeout(READ_SECONDS)
@@ -94,13 +95,16 @@ class Slot:
             for reply in self._claims.send_late():
                 self._accepted(reply)
             self._claims.give_back_strangers()
-            while not self._stopping.is_set():
+            while self._goes_on():
                 self._step(link, client if isinstance(client, int) else None)
         except BaseException:
             link.close()
             self._claims.answered(self)
             raise
         self._transport.checkin(link)
+
+    def _goes_on(self) -> bool:
+        return not self._stopping.is_set() and self._quota.admits(self)
 
     def _step(self, link: Link, client: int | None) -> None:
         """Send the last job's outcome, wait, take the next job: one write, then run it."""
@@ -158,6 +162,7 @@ class Slot:
                 return
         if self.is_abandoned:
             return
+        self._quota.begin(self)
         # Past its deadline it runs for those who joined it, whose own time is not known.
         left = (job.deadline_ms - claim.now_ms) / 1000 if job.deadline_ms else 0.0
         self._began = time.perf_counter()

@@ -22,6 +22,7 @@ from .errors import BusError
 from .heart import Heart
 from .loop import Loop, LoopHere, LoopThread
 from .protocol import Post
+from .quota import Quota
 from .registration import Registration
 from .runner import Runner
 from .slot import LEAVE_SECONDS, Slot
@@ -62,6 +63,8 @@ def importing() -> Iterator[None]:
 class Worker:
     """Serves registered functions, ``concurrency`` jobs at a time, until it is told to stop.
 
+    With ``max_jobs`` it stops by itself, once it has run so many.
+
     One job at a time runs in the thread that serves. More run in threads of their own, and their
     ``async def`` functions on one loop.
     """
@@ -73,6 +76,7 @@ class Worker:
         *,
         debug: bool = False,
         concurrency: int = 1,
+        max_jobs: int | None = None,
     ) -> None:
         self.core = core
         self.id = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
@@ -86,6 +90,7 @@ class Worker:
         self.methods = frozenset(target.name for target in targets)
         self.stopping = StopFlag()
         self.loop: Loop = LoopHere() if concurrency == 1 else LoopThread()
+        self.quota = Quota(max_jobs)
         # The slots that wait for Redis to come back.
         self.away: set[Slot] = set()
         self.slots = [
@@ -102,7 +107,7 @@ class Worker:
     # -- the two ways to serve ----------------------------------------------------------------
 
     def serve(self) -> None:
-        """Run jobs until `stop` or a signal. See `Bus.serve`."""
+        """Run jobs until `stop`, a signal, or ``max_jobs`` of them. See `Bus.serve`."""
         _refuse_at_import()
         self.publish()
         with self._listening(), self._alive():

@@ -12,7 +12,7 @@ import redis
 
 from redis_bus import Bus
 from redis_bus.embedded import EmbeddedRedis
-from tests.support import Processes, find_servers
+from tests.support import PATIENCE_SECONDS, Processes, find_servers
 
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("nightly", deadline=None, print_blob=True, max_examples=5000)
@@ -66,3 +66,27 @@ def processes(url: str, tmp_path: Path) -> Iterator[Processes]:
     processes = Processes(url, tmp_path)
     yield processes
     processes.end()
+
+
+@pytest.fixture(scope="module")
+def one_server() -> Iterator[EmbeddedRedis]:
+    """For what does not depend on the kind of the server."""
+    with EmbeddedRedis() as server:
+        yield server
+
+
+@pytest.fixture
+def some(one_server: EmbeddedRedis, tmp_path: Path) -> Iterator[Processes]:
+    """Starts processes on any server."""
+    with Bus("served", url=one_server.url) as bus:
+        bus.conn.flushall()
+    processes = Processes(one_server.url, tmp_path)
+    yield processes
+    processes.end()
+
+
+@pytest.fixture
+def some_bus(some: Processes) -> Iterator[Bus]:
+    """The bus 'served' on the server of `some`."""
+    with Bus("served", url=some.url, timeout=PATIENCE_SECONDS) as bus:
+        yield bus

@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from redis_bus import Bus, WorkerLost
-from redis_bus.embedded import EmbeddedRedis
+from redis_bus.child import BACKOFF_LIMIT_SECONDS, STEADY_SECONDS, Backoff
 from redis_bus.protocol import LEASE_MS
-from redis_bus.supervisor import BACKOFF_LIMIT_SECONDS, STEADY_SECONDS, Backoff
 from tests.support import PATIENCE_SECONDS, Processes, eventually, workers
 from tests.test_cli_serve import REFUSED, end, free_port, is_one_line, said_line
 
@@ -66,29 +65,6 @@ DEATH = re.compile(
     r".* WARNING redis_bus: worker process (?P<pid>\d+) (?P<how>.*); "
     r"another is started (?:now|in (?P<seconds>[\d.]+) s)\n"
 )
-
-
-@pytest.fixture(scope="module")
-def one_server() -> Iterator[EmbeddedRedis]:
-    """For what does not depend on the kind of the server."""
-    with EmbeddedRedis() as server:
-        yield server
-
-
-@pytest.fixture
-def some(one_server: EmbeddedRedis, tmp_path: Path) -> Iterator[Processes]:
-    """Starts processes on any server."""
-    with Bus("served", url=one_server.url) as bus:
-        bus.conn.flushall()
-    processes = Processes(one_server.url, tmp_path)
-    yield processes
-    processes.end()
-
-
-@pytest.fixture
-def some_bus(some: Processes) -> Iterator[Bus]:
-    with Bus("served", url=some.url, timeout=PATIENCE_SECONDS) as bus:
-        yield bus
 
 
 @pytest.fixture

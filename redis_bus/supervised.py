@@ -1,0 +1,51 @@
+"""Supervised: what a worker process knows of the supervisor that started it, and tells it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+
+# What a worker process finds in its environment: the pipe, and whose jobs it is to see after.
+PIPE = "REDIS_BUS_SUPERVISOR_PIPE"
+SUCCEEDS = "REDIS_BUS_SUCCEEDS"
+
+
+class Supervised:
+    """What a worker process knows of the supervisor that started it, and tells it."""
+
+    def __init__(self, pipe: int, succeeds: tuple[str, ...]) -> None:
+        self.succeeds = succeeds
+        self.notes: list[str] = []
+        self._pipe = pipe
+
+    @classmethod
+    def from_environment(cls) -> Supervised | None:
+        """Return None where no supervisor started this process."""
+        number = os.environ.pop(PIPE, None)
+        if number is None:
+            return None
+        os.set_inheritable(int(number), False)
+        # Who serves handles it; what comes after that would only be an interrupt of the clean-up.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return cls(int(number), tuple(os.environ.get(SUCCEEDS, "").split()))
+
+    def serves(self, worker: str, banner: str) -> None:
+        """Tell the id of the worker that serves now, and what else it would have said."""
+        os.environ.pop(SUCCEEDS, None)
+        self._tell(worker=worker, banner=banner, notes=self.notes)
+
+    def has_run(self, jobs: int) -> None:
+        """Tell how many jobs a burst had."""
+        self._tell(ran=jobs)
+
+    def is_spent(self) -> None:
+        """Tell that it ends because it has run as many jobs as it may."""
+        self._tell(spent=True)
+
+    def _tell(self, **facts: object) -> None:
+        data = json.dumps(facts).encode() + b"\n"
+        with contextlib.suppress(BrokenPipeError):  # killed: this process is to end, too
+            while data:
+                data = data[os.write(self._pipe, data) :]
