@@ -43,6 +43,8 @@ setup(
             "mypy>=1.10",
             "ruff>=0.6",
             "uvloop>=0.19",
+            "fastapi>=0.115",
+            "uvicorn>=0.30",
         ],
     },
     entry_points={

@@ -18,6 +18,7 @@ import pytest
 
 from redis_bus.embedded import _free_port
 from tests.support import ROOT, SAMPLE, Processes, eventually
+from tests.web_support import answers, get
 
 README = ROOT / "README.rst"
 BLOCK = re.compile(
@@ -105,6 +106,7 @@ class Tour:
         self.env = env
         self.names: dict[str, object] = {}
         self.checked = 0
+        self.web_port = int(env["UVICORN_PORT"])
 
     def run(self, block: Block) -> None:
         if block.name:
@@ -131,8 +133,15 @@ class Tour:
         words = shlex.split(command)
         if words[0] == "cd":
             return
+        if words[0] == "curl":
+            _, text = get(self.web_port, words[1].removeprefix("localhost:8000"))
+            self.check(block, command, output, text)
+            return
         serves = words[-1].endswith(".bus") or words == ["python", "service.py"]
         process = self.processes.start(*words, cwd=self.folder, env=self.env)
+        if words[0] == "uvicorn":
+            eventually(lambda: answers(self.web_port))
+            return
         if serves or words[1] == "shell":
             # A shell without a terminal sees the end of its input at once.
             assert words[1] == "shell" or process.poll() is None
@@ -141,9 +150,12 @@ class Tour:
                 self.wait_until_served(words)
             return
         out, err = process.communicate(timeout=30)
+        self.check(block, command, output, out, err)
+
+    def check(self, block: Block, command: str, shown: str, out: str, err: str = "") -> None:
         self.checked += 1
         checker = doctest.OutputChecker()
-        assert checker.check_output(output, out, FLAGS), f"{command}\n{out}{err}(line {block.line})"
+        assert checker.check_output(shown, out, FLAGS), f"{command}\n{out}{err}(line {block.line})"
 
     def wait_until_served(self, words: list[str]) -> None:
         import redis_bus
@@ -165,7 +177,7 @@ class Tour:
 
 @pytest.fixture
 def tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tour]:
-    """A free port stands for the default one; the README's first worker brings a Redis there."""
+    """Free ports stand for the default ones; the README's first worker brings a Redis to one."""
     folder = tmp_path / "sample"
     shutil.copytree(SAMPLE, folder, ignore=shutil.ignore_patterns("__pycache__"))
     port = _free_port()
@@ -173,7 +185,8 @@ def tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tour]:
     monkeypatch.setenv("REDIS_BUS_URL", url)
     monkeypatch.setenv("COLUMNS", "80")
     processes = Processes(url, folder)
-    yield Tour(processes, folder, processes.environment(REDIS_BUS_SERVE_EMBEDDED_PORT=str(port)))
+    ports = {"REDIS_BUS_SERVE_EMBEDDED_PORT": str(port), "UVICORN_PORT": str(_free_port())}
+    yield Tour(processes, folder, processes.environment(**ports))
     processes.end()
 
 

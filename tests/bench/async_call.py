@@ -11,55 +11,31 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import os
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import redis.asyncio as aioredis
+from side_by_side import (
+    BARE_WORKER,
+    BUS,
+    REPLY,
+    REQUEST,
+    connections,
+    processes,
+    ratio,
+    resident_mb,
+    wait_for_workers,
+    worker,
+)
 
-from redis_bus import AsyncBus, Bus
+from redis_bus import AsyncBus
 from redis_bus.embedded import EmbeddedRedis
 
-WORKER = """
-import redis_bus
-bus = redis_bus.Bus("bench")
-@bus.register()
-def echo(a, b):
-    return a + b
-@bus.register(cache_key="{a}/{b}")
-def cached(a, b):
-    return a + b
-bus.serve()
-"""
-# The least that a request and a reply over Redis take with redis-py, on both sides.
-BARE_WORKER = """
-import os, redis
-client = redis.Redis.from_url(os.environ["REDIS_BUS_URL"])
-while True:
-    client.lpush("bench:reply", client.blpop("bench:request")[1])
-"""
 WORKERS = 2
 IN_FLIGHT = (1, 32, 1000)
 NAME = "bench-caller"
 PAIR = "redis.asyncio LPUSH/BLPOP, 1 in flight"
-
-
-@contextlib.contextmanager
-def processes(*codes: str, url: str) -> Iterator[None]:
-    env = {**os.environ, "REDIS_BUS_URL": url}
-    children = [subprocess.Popen([sys.executable, "-c", code], env=env) for code in codes]
-    try:
-        yield
-    finally:
-        for child in children:
-            child.terminate()
-        for child in children:
-            child.wait()
 
 
 async def rate(call: Callable[[], Awaitable[object]], in_flight: int, seconds: float) -> float:
@@ -77,25 +53,15 @@ async def rate(call: Callable[[], Awaitable[object]], in_flight: int, seconds: f
     return done / (time.perf_counter() - started)
 
 
-def resident_mb() -> float:
-    """Return how much memory this process has resident now, in MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-async def connections(client: aioredis.Redis) -> int:
-    return sum(one["name"] == NAME for one in await client.client_list())
-
-
 async def measure(url: str, rounds: int, seconds: float) -> None:
     client = aioredis.Redis.from_url(url)
     rates: dict[str, list[float]] = {}
     about: dict[str, str] = {}
-    async with client, AsyncBus("bench", url=url, client_name=NAME) as bus:
+    async with client, AsyncBus(BUS, url=url, client_name=NAME) as bus:
 
         async def bare() -> None:
-            await client.lpush("bench:request", b"1,2")
-            await client.blpop(["bench:reply"])
+            await client.lpush(REQUEST, REPLY)
+            await client.blpop([REPLY])
 
         def echo() -> Awaitable[object]:
             return bus.echo(1, 2)
@@ -112,24 +78,18 @@ async def measure(url: str, rounds: int, seconds: float) -> None:
         for _ in range(rounds):
             for name, call, count in contenders:
                 rates.setdefault(name, []).append(await rate(call, count, seconds))
-                used = f"{await connections(client)} connections, {resident_mb():.0f} MiB"
+                open_now = connections(await client.client_list(), NAME)
+                used = f"{open_now} connections, {resident_mb():.0f} MiB"
                 about[name] = "" if name == PAIR else used
     report(rates, about)
 
 
 def report(rates: dict[str, list[float]], about: dict[str, str]) -> None:
     for name, values in rates.items():
-        ratios = [a / b for a, b in zip(values, rates[PAIR], strict=True)]
-        ratio = f"{statistics.median(ratios):.2f} x the pair"
-        spread = f"rounds {min(ratios):.2f} to {max(ratios):.2f}"
+        median, spread = ratio(values, rates[PAIR])
+        compared = f"{median:.2f} x the pair"
         rate = f"{statistics.median(values):,.0f}"
-        print(f"{name:38} {rate:>6} calls/s, {ratio:>16} ({spread})  {about[name]}")
-
-
-def wait_for_workers(url: str) -> None:
-    with Bus("bench", url=url) as bus:
-        while bus.stats().get("echo", {}).get("workers", 0) < WORKERS:
-            time.sleep(0.01)
+        print(f"{name:38} {rate:>6} calls/s, {compared:>16} ({spread})  {about[name]}")
 
 
 def main() -> None:
@@ -140,9 +100,9 @@ def main() -> None:
     options = parser.parse_args()
     with (
         EmbeddedRedis() as server,
-        processes(*[WORKER] * WORKERS, BARE_WORKER, url=server.url),
+        processes(*[worker()] * WORKERS, BARE_WORKER, url=server.url) as children,
     ):
-        wait_for_workers(server.url)
+        wait_for_workers(server.url, children, "echo", count=WORKERS)
         work = measure(server.url, options.rounds, options.seconds)
         if options.uvloop:
             import uvloop

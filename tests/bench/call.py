@@ -10,48 +10,25 @@ ratios are medians over the rounds.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import redis
+from side_by_side import (
+    BARE_WORKER,
+    BUS,
+    REPLY,
+    REQUEST,
+    bare_pair,
+    processes,
+    ratio,
+    wait_for_workers,
+    worker,
+)
 
 from redis_bus import Bus
 from redis_bus.embedded import EmbeddedRedis
-
-WORKER = """
-import redis_bus
-bus = redis_bus.Bus("bench")
-@bus.register()
-def echo(a, b):
-    return a + b
-@bus.register(cache_key="{a}/{b}")
-def cached(a, b):
-    return a + b
-bus.serve()
-"""
-# The least that a request and a reply over Redis take with redis-py, on both sides.
-BARE_WORKER = """
-import os, redis
-client = redis.Redis.from_url(os.environ["REDIS_BUS_URL"])
-while True:
-    client.lpush("bench:reply", client.blpop("bench:request")[1])
-"""
-
-
-@contextlib.contextmanager
-def process(code: str, url: str) -> Iterator[None]:
-    env = {**os.environ, "REDIS_BUS_URL": url}
-    child = subprocess.Popen([sys.executable, "-c", code], env=env)
-    try:
-        yield
-    finally:
-        child.terminate()
-        child.wait()
 
 
 def timed(function: Callable[[], object], calls: int) -> list[float]:
@@ -79,21 +56,15 @@ def main() -> None:
 
 def measure(url: str, rounds: int, calls: int) -> None:
     client = redis.Redis.from_url(url)
-    bus = Bus("bench", url=url)
-    with process(WORKER, url), process(BARE_WORKER, url):
-        while "echo" not in bus.all_methods() or "cached" not in bus.all_methods():
-            time.sleep(0.01)
+    bus = Bus(BUS, url=url)
+    with processes(worker(), BARE_WORKER, url=url) as children:
+        wait_for_workers(url, children, "echo", "cached")
         bus.echo(1, 2)
         bus.cached(1, 2)
         cached_bytes = b"1700000000000000 0\nm\x03"
         client.set("bench:value", cached_bytes)
-
-        def bare() -> object:
-            client.lpush("bench:request", b"1,2")
-            return client.blpop(["bench:reply"])
-
         contenders: dict[str, Callable[[], object]] = {
-            "redis-py LPUSH/BLPOP pair": bare,
+            "redis-py LPUSH/BLPOP pair": bare_pair(client),
             "uncached call": lambda: bus.echo(1, 2),
             "Redis.get": lambda: client.get("bench:value"),
             "cached hit": lambda: bus.cached(1, 2),
@@ -106,7 +77,7 @@ def measure(url: str, rounds: int, calls: int) -> None:
                 medians[name].append(statistics.median(timed(function, calls)))
     report(medians)
     bus.cleanup()
-    client.delete("bench:value", "bench:request", "bench:reply")
+    client.delete("bench:value", REQUEST, REPLY)
 
 
 def report(medians: dict[str, list[float]]) -> None:
@@ -116,11 +87,8 @@ def report(medians: dict[str, list[float]]) -> None:
         ("uncached call", "redis-py LPUSH/BLPOP pair"),
         ("cached hit", "Redis.get"),
     ):
-        ratios = [a / b for a, b in zip(medians[ours], medians[theirs], strict=True)]
-        print(
-            f"{ours} / {theirs}: {statistics.median(ratios):.2f} "
-            f"(rounds {min(ratios):.2f} to {max(ratios):.2f})"
-        )
+        median, spread = ratio(medians[ours], medians[theirs])
+        print(f"{ours} / {theirs}: {median:.2f} ({spread})")
 
 
 if __name__ == "__main__":
