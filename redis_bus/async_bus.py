@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 import threading
@@ -14,7 +15,7 @@ from typing import Any, ClassVar, ParamSpec, TypeVar, cast
 import redis
 import redis.asyncio as aioredis
 
-from . import codec, directory
+from . import codec, directory, forks
 from .async_core import AsyncCore
 from .async_method import AsyncMethod, AsyncRun
 from .async_transport import BLOCKING_ONLY, CLASSES
@@ -232,6 +233,10 @@ class AsyncBus:
         trace: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what it was made of. See `Bus.__reduce__`."""
+        return functools.partial(type(self), **forks.arguments_of(self._bus._core, repr(self))), ()
 
     def __repr__(self) -> str:
         return repr(self._bus).replace("<Bus", "<AsyncBus", 1)

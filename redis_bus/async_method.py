@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from . import async_dead_letters, calls, outcome, waiting
+from . import async_dead_letters, calls, forks, outcome, waiting
 from .async_dead_letters import AsyncDeadLetter
 from .async_transport import BusClosed
 from .context import headers
@@ -165,6 +165,11 @@ class AsyncMethod:
                 await asyncio.sleep(pause)
             else:
                 return
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle it with what its bus was made of. See `Method.__reduce__`."""
+        arguments = forks.arguments_of(self._core.blocking, repr(self))
+        return forks.async_method_of, (arguments, self.__name__, self._options)
 
     def __repr__(self) -> str:
         return f"<async method {self.__name__}{self.__signature__} of bus {self._core.name!r}>"

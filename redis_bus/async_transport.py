@@ -250,8 +250,10 @@ class Inbox(AsyncLink):
     async def subscribe(self) -> None:
         """Listen on the channel. Raises ConnectionLost, BusError."""
         reply = (await within(self, self.exchange((("SUBSCRIBE", self.channel),)), READ_SECONDS))[0]
-        if isinstance(reply, redis.ResponseError):
+        if isinstance(reply, redis.RedisError):
             self.close(reply)
+            if not isinstance(reply, redis.ResponseError):
+                raise self._base.lost(reply)
             raise BusError(f"Redis at {self._base.address} {refusal(reply)}")
         self.patience = INBOX_SECONDS
         if self._watch is not None:
@@ -333,7 +335,7 @@ class AsyncTransport:
             for reply in (await within(link, future, timeout))[len(load) :]:
                 if isinstance(reply, redis.exceptions.NoScriptError):
                     break
-                if isinstance(reply, redis.ResponseError):
+                if isinstance(reply, redis.RedisError):
                     raise self._refused(reply)
                 replies.append(reply)
             if len(replies) == len(commands):
@@ -463,8 +465,12 @@ class AsyncTransport:
         for reply in await within(link, link.exchange(commands), READ_SECONDS):
             if isinstance(reply, redis.ResponseError):
                 raise BusError(f"Redis at {self.address} refused our scripts: {reply}")
+            if isinstance(reply, redis.RedisError):
+                raise self._refused(reply)
 
-    def _refused(self, error: redis.ResponseError) -> BusError:
+    def _refused(self, error: redis.RedisError) -> BusError:
+        if not isinstance(error, redis.ResponseError):  # it loads its data, say
+            return self._base.lost(error)
         if str(error).startswith(PASSING):
             return ConnectionLost(f"Redis at {self.address} cannot do this now: {error}")
         return BusError(f"Redis at {self.address} {refusal(error)}")
@@ -485,7 +491,8 @@ class Loops:
         if self._pid != os.getpid():
             # The parent's sockets: both sides writing to one would mix their bytes. They are kept,
             # as to let go of them would turn to the parent's loop.
-            self._pid, self._parents, self._open = os.getpid(), self._open, {}
+            self._parents, self._open = self._open, {}
+            self._pid = os.getpid()  # last: another thread that finds it is to find the others
         loop = asyncio.get_running_loop()
         transport = self._open.get(loop)
         if transport is None or transport.is_closed:

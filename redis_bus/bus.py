@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import fnmatch
+import functools
 import os
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -12,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import redis
 
-from . import codec, directory
+from . import codec, directory, forks
 from .core import Core
 from .deadline import check_seconds
 from .errors import BusError
@@ -73,6 +74,17 @@ class Bus:
         self.conn = connect(url or default_url(), **redis_kwargs) if conn is None else conn
         self._core = Core(self.name, Transport(self.conn), self.serializer, timeout)
         self.middleware = self._core.middleware
+        if conn is None:
+            self._core.arguments = {
+                "name": name,
+                "result_expire": result_expire,
+                "cache_expire": cache_expire,
+                "prefix": prefix,
+                "url": url or default_url(),
+                "timeout": timeout,
+                "serializer": serializer,
+                **redis_kwargs,
+            }
         self._workers: set[Worker] = set()
 
     # -- registering: local, without I/O ------------------------------------------------------
@@ -269,11 +281,15 @@ class Bus:
     @contextlib.contextmanager
     def _serving(self, pattern: str | None, **settings: Any) -> Iterator[Worker]:
         worker = self._make_worker(pattern, **settings)
+        transport = self._core.transport
+        closings = transport.closings
         self._workers.add(worker)
         try:
             yield worker
         finally:
             self._workers.discard(worker)
+            if transport.closings != closings:  # what it needed to end is not needed any more
+                transport.close()
 
     def stop(self) -> None:
         """Let each `serve` that runs in another thread finish what it runs and return."""
@@ -316,6 +332,10 @@ class Bus:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what it was made of: a copy has connections of its own, and nothing registered."""
+        return functools.partial(type(self), **forks.arguments_of(self._core, repr(self))), ()
 
     def __repr__(self) -> str:
         prefix = f", prefix={self.prefix!r}" if self.prefix else ""

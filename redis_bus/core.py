@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from . import codec, directory
 from .descriptor import Descriptor
@@ -34,6 +34,8 @@ class Core:
         self.middleware = Chain([LogRuns()])
         self.registrations: dict[str, Registration] = {}
         self.methods: dict[str, Method[..., Any]] = {}
+        # What the bus was made of, for its copies in other processes; None: of a connection.
+        self.arguments: dict[str, Any] | None = None
         self._unpublished: set[str] = set()
 
     def drive(self, steps: Steps[T]) -> T:
@@ -75,6 +77,12 @@ class Core:
             block = wait.service.wait_shared(wait.job, wait.seconds)
         *replies, found = self.transport.exchange(*request.commands, block, timeout=request.timeout)
         return [*replies, found[1] if wait.alone and found else found]
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "what holds connections cannot be pickled: hand on a bus, a method of one, or the id "
+            "of a result"
+        )
 
     def add(self, registration: Registration, method: Method[..., Any]) -> None:
         """Note what was registered; the last registration of a name counts."""

@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import Any, Protocol
 
+from . import forks
 from .stop_flag import StopNow
 
 logger = logging.getLogger(__name__)
@@ -61,12 +62,14 @@ class _Run:
 
     async def carry_out(self) -> None:
         """Await it; whatever it raises is kept, not raised: the loop does not survive all of it."""
+        here = os.getpid()
         try:
             self._value = await self._awaitable
         except BaseException as error:  # noqa: BLE001 - it is raised again in `result`
             self._error = error
         else:
             self._error = None
+        forks.end_if_forked(here, self.method, self._error)
 
     def was_cancelled(self) -> bool:
         return isinstance(self._error, asyncio.CancelledError)

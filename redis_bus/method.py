@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-from . import calls, dead_letters
+from . import calls, dead_letters, forks
 from .context import headers
 from .dead_letters import DeadLetter
 from .deadline import check_seconds
@@ -164,6 +164,11 @@ class Method(Generic[P, R]):
     def __get__(self, instance: object, owner: type | None = None) -> Method[P, R]:
         # A method of the bus is a routine for `inspect` and so for help(), which look for this.
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle it with what its bus was made of, for a bus of its own in another process."""
+        arguments = forks.arguments_of(self._core, repr(self))
+        return forks.method_of, (arguments, self.__name__, self._options)
 
     def __repr__(self) -> str:
         return f"<method {self.__name__}{self.__signature__} of bus {self._core.name!r}>"

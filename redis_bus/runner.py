@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextvars
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import arguments, codec, context, deadline, nested, outcome
+from . import arguments, codec, context, deadline, forks, nested, outcome
 from .arguments import Arguments
 from .entries import Job
 from .errors import BusError, ProtocolError, SerializationError, WorkerLost
@@ -178,11 +179,16 @@ class Runner:
         return encoded
 
     def _call(self, name: str, given: Arguments) -> Any:
+        here = os.getpid()
         try:
             self._running = True
             value = self._served[name].function(*given.args, **given.kwargs)
+            forks.end_if_forked(here, name, None)
             if inspect.isawaitable(value):
                 value = self._loop.run(value, name)
+        except BaseException as error:
+            forks.end_if_forked(here, name, error)
+            raise
         finally:
             self._running = False
         return value

@@ -50,7 +50,7 @@ def _is_crowded(error: BaseException) -> bool:
 class Link:
     """One connection, in the hands of one caller at a time."""
 
-    __slots__ = ("_connection", "_timeout", "idle_since")
+    __slots__ = ("_connection", "_timeout", "closings", "idle_since")
 
     # redis-py's classes are typed in part only.
     def __init__(self, connection: Any, timeout: float = READ_SECONDS) -> None:
@@ -58,6 +58,7 @@ class Link:
         self._connection = connection
         self._timeout = timeout
         self.idle_since = 0.0
+        self.closings = 0
         connection.socket_timeout = timeout  # of the handshake, too
         if hasattr(connection, "socket_connect_timeout"):
             known = connection.socket_connect_timeout
@@ -117,6 +118,7 @@ class Transport:
         self._tls = settings if issubclass(pool.connection_class, redis.SSLConnection) else None
         self._idle: list[Link] = []
         self._pid = os.getpid()
+        self.closings = 0  # a connection that was made before the last of them is not kept
         self.address = describe_address(settings)
 
     def exchange(self, *commands: Command, timeout: float = READ_SECONDS) -> list[Any]:
@@ -197,9 +199,10 @@ class Transport:
         Raises ConnectionLost where there is none by then.
         """
         if self._pid != os.getpid():
-            # The parent's sockets: both sides writing to one would mix their bytes.
-            self._pid = os.getpid()
+            # The parent's sockets: both sides writing to one would mix their bytes. Another thread
+            # that finds the new number is to find them gone.
             self._idle = []
+            self._pid = os.getpid()
         while True:
             try:
                 link = self._idle.pop()
@@ -208,10 +211,12 @@ class Transport:
             if time.monotonic() - link.idle_since < FRESH_SECONDS or not link.is_broken():
                 return link
             link.close()
-        end = time.monotonic() + timeout
+        end, closings = time.monotonic() + timeout, self.closings
         while True:
             try:
-                return Link(self._connect(), timeout)
+                link = Link(self._connect(), timeout)
+                link.closings = closings
+                return link
             except (redis.RedisError, OSError) as error:
                 if not _is_crowded(error) or time.monotonic() > end:
                     # What it says is all that is known: nothing was sent yet.
@@ -222,6 +227,8 @@ class Transport:
         """Give a connection back, with no reply outstanding."""
         link.idle_since = time.monotonic()
         self._idle.append(link)
+        if link.closings != self.closings:  # it was closed meanwhile
+            self._close_idle()
 
     def lost(self, error: BaseException, *, connecting: bool = False) -> ConnectionLost:
         """Return the error that says, in words, what became of the connection."""
@@ -236,9 +243,17 @@ class Transport:
         return self.lost(error, connecting=True)
 
     def close(self) -> None:
-        """Close the idle connections."""
-        while self._idle:
-            self._idle.pop().close()
+        """Close the idle connections now, and those in use when they are given back."""
+        self.closings += 1
+        self._close_idle()
+
+    def _close_idle(self) -> None:
+        while True:
+            try:  # another thread may take the last one
+                link = self._idle.pop()
+            except IndexError:
+                return
+            link.close()
 
 
 def _left(end: float, timeout: float) -> float:

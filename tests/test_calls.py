@@ -29,7 +29,7 @@ from redis_bus.entries import parse_letter
 from redis_bus.protocol import Route, Service
 from redis_bus.waiting import Ticket, wait
 from tests.commands import sent
-from tests.support import Processes, eventually, serving, workers
+from tests.support import eventually, serving, workers
 from tests.test_codec import exact, values
 
 QUEUE = "rb:{test:}:queue:"
@@ -438,51 +438,7 @@ def test_the_deadline_of_one_job_is_not_the_next_ones(bus: Bus, url: str) -> Non
         bus.nobody_serves()
 
 
-# -- threads, forks, flushes --------------------------------------------------------------------
-
-
-def test_many_threads_over_one_bus_get_each_their_own_answers(bus: Bus, caller: Bus) -> None:
-    bus.register("plain")(echo)
-    bus.register("keyed", cache_key="{value}")(echo)
-    start = threading.Barrier(64)
-
-    def use(thread: int) -> list[object]:
-        start.wait(20)
-        found: list[object] = []
-        for turn in range(10):
-            found += [caller.plain((thread, turn)), caller.keyed(f"{thread}.{turn}")]
-        return found
-
-    with serving(bus), ThreadPoolExecutor(64) as pool:
-        answers = list(pool.map(use, range(64)))
-    for thread, found in enumerate(answers):
-        wanted: list[object] = []
-        for turn in range(10):
-            wanted += [(thread, turn), f"{thread}.{turn}"]
-        assert found == wanted
-
-
-def test_after_a_fork_parent_and_child_both_go_on(bus: Bus, processes: Processes) -> None:
-    bus.register()(echo)
-    code = """
-        import os, sys
-        import redis_bus
-
-        bus = redis_bus.Bus("test")
-        assert bus.echo("before") == "before"
-        child = os.fork()
-        who = "parent" if child else "child"
-        for turn in range(300):
-            answer = bus.echo([who, turn])
-            assert answer == [who, turn], (who, turn, answer)
-        if not child:
-            os._exit(0)
-        assert os.waitpid(child, 0)[1] == 0
-        print("both went on")
-    """
-    with serving(bus):
-        out, err = processes.python(code).communicate(timeout=60)
-    assert (out, err) == ("both went on\n", "")
+# -- flushes ------------------------------------------------------------------------------------
 
 
 def test_flushed_scripts_are_not_noticed(bus: Bus, caller: Bus, client: redis.Redis) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from tests.faults import beside
-from tests.faults.place import Place, PlaceClosed
+from tests.faults.place import Place, PlaceClosed, kinds
 from tests.support import find_servers
 
 AT_A_TIME = 8
@@ -39,6 +39,7 @@ class Scenario:
         assert marker is not None
         self.options = dict(marker.kwargs)
         self.seconds = float(self.options.pop("seconds", SECONDS))
+        self.options.pop("over", None)
         self.started = threading.Event()
         self.done = threading.Event()
         self.error: BaseException | None = None
@@ -53,8 +54,10 @@ class Scenario:
         begun = time.monotonic()
         try:
             arguments: dict[str, Any] = dict(self.item.callspec.params)
-            executable = find_servers()[arguments["place"]]
-            self.place = arguments["place"] = Place(executable, **self.options)
+            kind = arguments["place"]
+            executable = find_servers()[kind.server]
+            self.place = Place(executable, kind.face, kind.slots, **self.options)
+            arguments["place"] = self.place
             if ended.is_set():  # while the place was made, which so nobody closed
                 raise PlaceClosed
             self.item.obj(**arguments)
@@ -146,9 +149,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each marked test on every server that is here."""
-    if metafunc.definition.get_closest_marker("together"):
-        metafunc.parametrize("place", sorted(find_servers()))
+    """Run each marked test on every server that is here, and in the places it is to see too."""
+    marker = metafunc.definition.get_closest_marker("together")
+    if marker is not None:
+        metafunc.parametrize("place", kinds(marker.kwargs.get("over")), ids=str)
 
 
 def _order(item: pytest.Item) -> float:

@@ -13,7 +13,9 @@
         place.note(f"took {s:.1f} s")           # is printed with the test's captured stdout
 
 ``@pytest.mark.together(appendonly="yes", maxmemory_policy="allkeys-lru")`` gives the server those
-options, ``seconds=300`` the test more time. Such a test has the argument ``place`` and those of
+options, ``seconds=300`` the test more time, ``over=FACES`` (or SLOTS, BOTH) more places to run in:
+those whose ``bus()`` is an `AsyncBus`, waited for, and whose ``serve()`` starts workers that run
+``place.slots`` jobs at a time. Such a test has the argument ``place`` and those of
 ``pytest.mark.parametrize``, no fixtures: it runs in a thread. ``place.log(process)`` is what a
 process wrote so far, ``place.logged()`` what this thread logs; ``place.python(code)`` starts a
 script, ``place.apart(f, *args)`` runs a call in a thread and returns a future, ``place.now()`` is
@@ -37,14 +39,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import redis
 
 from redis_bus import Bus
 from redis_bus.embedded import die_with_parent
 from tests import support
+from tests.faults.faces import ASYNCIO, BLOCKING, AsyncFace
 
 T = TypeVar("T")
 READY_SECONDS = 30.0
@@ -53,6 +57,43 @@ POLL_SECONDS = 0.01
 # port of a server that is down for a while.
 PORTS = range(20000, 32000)
 LOG_LINES_SHOWN = 40
+# What may differ with a row: how its caller waits, how its workers claim, or both.
+FACES = "faces"
+SLOTS = "slots"
+BOTH = "both"
+MANY = 4
+
+
+@dataclass(frozen=True)
+class Kind:
+    """On which server, with which face for the caller, and how many jobs at a time in a worker."""
+
+    server: str
+    face: str = BLOCKING
+    slots: int = 1
+
+    def __str__(self) -> str:
+        more = [self.face] if self.face != BLOCKING else []
+        more += [f"{self.slots}-slots"] if self.slots > 1 else []
+        return "-".join([self.server, *more])
+
+
+def kinds(over: str | None) -> list[Kind]:
+    """Return the kinds of places in which a test runs.
+
+    Every server sees the plain one. What is new with a face or with slots is not the servers'
+    doing, and is seen on one of them.
+    """
+    servers = sorted(support.find_servers())
+    first, last = servers[0], servers[-1]
+    more = {
+        None: [],
+        FACES: [Kind(last, ASYNCIO)],
+        SLOTS: [Kind(first, slots=MANY)],
+        BOTH: [Kind(first, ASYNCIO, MANY)],
+    }
+    return [*map(Kind, servers), *more[over]]
+
 
 _ports_taken: set[int] = set()
 _ports_lock = threading.Lock()
@@ -191,14 +232,18 @@ class RedisServer:
 class Place:
     """All that one fault test needs: its Redis, its processes, its notes. See the module."""
 
-    def __init__(self, executable: str, **options: object) -> None:
+    def __init__(
+        self, executable: str, face: str = BLOCKING, slots: int = 1, **options: object
+    ) -> None:
         self.executable = executable
+        self.face = face
+        self.slots = slots
         self.folder = Path(tempfile.mkdtemp(prefix="redis_bus_place-"))
         self.notes: list[str] = []
         self.closed = False
         self._processes: list[subprocess.Popen[str]] = []
         self._files: dict[int, Path] = {}
-        self._buses: list[Bus] = []
+        self._buses: list[Bus | AsyncFace] = []
         self._more_servers: list[RedisServer] = []
         self.server = RedisServer(executable, **options)
         try:
@@ -230,6 +275,8 @@ class Place:
         name = f"service{len(self._processes)}"
         self.processes.write(f"{name}.py", code)
         more = ("--pattern", pattern) if pattern is not None else ()
+        if self.slots > 1:
+            more += ("--concurrency", str(self.slots))
         process = self._start("redis-bus", f"{name}.bus", *more, *args, env=env)
         if alive:
             self.eventually(lambda: self.is_listed(process) or self._must_run(process))
@@ -245,9 +292,10 @@ class Place:
     def bus(self, **kwargs: Any) -> Bus:
         """Return a new bus named "test" on the place's server, for callers of this process."""
         self._check()
-        bus = Bus("test", **{"url": self.server.url, **kwargs})
+        settings: dict[str, Any] = {"url": self.server.url, **kwargs}
+        bus = AsyncFace(**settings) if self.face == ASYNCIO else Bus("test", **settings)
         self._buses.append(bus)
-        return bus
+        return cast(Bus, bus)  # the other one has the same calls
 
     def new_server(self, **options: object) -> RedisServer:
         """Start another server of the same kind, which ends with the place."""
@@ -310,13 +358,17 @@ class Place:
 
     @contextlib.contextmanager
     def logged(self) -> Iterator[list[str]]:
-        """Collect what the code of the block logs in this thread, at WARNING and above."""
+        """Collect what the code of the block logs in this thread, at WARNING and above.
+
+        And what is logged in the loops of the place, whoever calls there.
+        """
         messages: list[str] = []
-        mine = threading.get_ident()
+        mine = {threading.get_ident()}
+        mine |= {bus.thread_id or 0 for bus in self._buses if isinstance(bus, AsyncFace)}
 
         class Collector(logging.Handler):
             def emit(self, record: logging.LogRecord) -> None:
-                if record.thread == mine:
+                if record.thread in mine:
                     messages.append(record.getMessage())
 
         handler = Collector(logging.WARNING)
@@ -360,11 +412,13 @@ class Place:
         self.closed = True
         if hasattr(self, "processes"):
             self.processes.end()
-        for bus in self._buses:
-            bus.close()
-        for server in [*self._more_servers, self.server]:
-            server.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            for bus in self._buses:
+                bus.close()
+        finally:
+            for server in [*self._more_servers, self.server]:
+                server.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self, *command: str, env: dict[str, str] | None) -> subprocess.Popen[str]:
         file = self.folder / f"output{len(self._processes)}"

@@ -10,7 +10,8 @@ import pytest
 
 from redis_bus import BusError, CallTimeout, NoWorkers, QueueFull, SerializationError
 from redis_bus.codec import MAX_BYTES, MAX_DEPTH
-from tests.faults.place import Place
+from tests.faults.faces import ASYNCIO, BLOCKING
+from tests.faults.place import BOTH, FACES, Place
 from tests.faults.services import (
     HELD,
     begun,
@@ -24,26 +25,64 @@ from tests.faults.services import (
 
 # What a caller that is refused at once may take, on a busy machine.
 AT_ONCE_SECONDS = 0.9
-CALLER = """
-    import sys, redis_bus
-    bus = redis_bus.Bus("test", timeout=float(sys.argv[3]))
-    print(bus[sys.argv[1]](sys.argv[2]), flush=True)
-"""
+# A caller that is a process of its own, with either face: a method, its argument, its timeout.
+CALLER = {
+    BLOCKING: """
+        import sys, redis_bus
+        bus = redis_bus.Bus("test", timeout=float(sys.argv[3]))
+        print(bus[sys.argv[1]](sys.argv[2]), flush=True)
+    """,
+    ASYNCIO: """
+        import asyncio, sys, redis_bus
 
-RUNNER = """
-    import sys, redis_bus
-    print(redis_bus.Bus("test")[sys.argv[1]].run(sys.argv[2]).get(60))
-"""
+        async def main():
+            bus = redis_bus.AsyncBus("test", timeout=float(sys.argv[3]))
+            print(await bus[sys.argv[1]](sys.argv[2]), flush=True)
+
+        asyncio.run(main())
+    """,
+}
+RUNNER = {
+    BLOCKING: """
+        import sys, redis_bus
+        print(redis_bus.Bus("test")[sys.argv[1]].run(sys.argv[2]).get(60))
+    """,
+    ASYNCIO: """
+        import asyncio, sys, redis_bus
+
+        async def main():
+            result = await redis_bus.AsyncBus("test")[sys.argv[1]].run(sys.argv[2])
+            print(await result.get(60))
+
+        asyncio.run(main())
+    """,
+}
 # Its log is that of a program that sets up nothing: warnings and errors, on stderr.
-WARNED_CALLER = """
-    import sys, redis_bus
-    method = redis_bus.Bus("test")[sys.argv[1]].options(timeout=3.5)
-    print("calling", flush=True)
-    try:
-        method("1")
-    except redis_bus.BusError as error:
-        print(f"{type(error).__name__}: {error}")
-"""
+WARNED_CALLER = {
+    BLOCKING: """
+        import sys, redis_bus
+        method = redis_bus.Bus("test")[sys.argv[1]].options(timeout=3.5)
+        print("calling", flush=True)
+        try:
+            method("1")
+        except redis_bus.BusError as error:
+            print(f"{type(error).__name__}: {error}")
+    """,
+    ASYNCIO: """
+        import asyncio, sys, redis_bus
+
+        async def main():
+            bus = redis_bus.AsyncBus("test")
+            method = (await bus.get_method(sys.argv[1])).options(timeout=3.5)
+            print("calling", flush=True)
+            try:
+                await method("1")
+            except redis_bus.BusError as error:
+                print(f"{type(error).__name__}: {error}")
+
+        asyncio.run(main())
+    """,
+}
 
 
 def nested(levels: int) -> list[Any]:
@@ -56,7 +95,7 @@ def nested(levels: int) -> list[Any]:
 # -- the caller is killed ---------------------------------------------------------------------
 
 
-@pytest.mark.together
+@pytest.mark.together(over=FACES)
 @pytest.mark.parametrize("busy", [False, True], ids=["nobody-serves", "worker-busy"])
 def test_the_queued_job_of_a_killed_caller_is_dropped_at_its_deadline(
     place: Place, busy: bool
@@ -69,7 +108,7 @@ def test_the_queued_job_of_a_killed_caller_is_dropped_at_its_deadline(
     else:
         worker.terminate()
         worker.wait()
-    caller = place.python(CALLER, "note", "from the dead", "4")
+    caller = place.python(CALLER[place.face], "note", "from the dead", "4")
     place.eventually(lambda: queued(place, "note"))
     deadline = place.now() + 4
     caller.kill()
@@ -87,13 +126,14 @@ def test_the_queued_job_of_a_killed_caller_is_dropped_at_its_deadline(
     place.eventually(lambda: not replies(place))
 
 
-@pytest.mark.together
+@pytest.mark.together(over=FACES)
 @pytest.mark.parametrize(("how", "expire"), [("call", 12), ("run", 2)])
 def test_the_outcome_for_a_killed_caller_does_not_outlive_result_expire(
     place: Place, how: str, expire: int
 ) -> None:
     place.serve(HELD.replace('Bus("test"', f'Bus("test", result_expire={expire}'))
-    caller = place.python(CALLER if how == "call" else RUNNER, "held", "1", "60")
+    code = CALLER if how == "call" else RUNNER
+    caller = place.python(code[place.face], "held", "1", "60")
     wait_until_begun(place, 1)
     caller.kill()
     caller.wait()
@@ -108,10 +148,10 @@ def test_the_outcome_for_a_killed_caller_does_not_outlive_result_expire(
     assert left == []
 
 
-@pytest.mark.together
+@pytest.mark.together(over=FACES)
 def test_a_flight_goes_on_for_those_who_joined_a_caller_that_is_killed(place: Place) -> None:
     place.serve(HELD)
-    leader = place.python(CALLER, "held_cached", "1", "60")
+    leader = place.python(CALLER[place.face], "held_cached", "1", "60")
     wait_until_begun(place, 1)
     bus = place.bus(timeout=30)
     joined = [place.apart(bus.held_cached, "1") for _ in range(3)]
@@ -125,7 +165,7 @@ def test_a_flight_goes_on_for_those_who_joined_a_caller_that_is_killed(place: Pl
     assert begun(place) == ["1"]
 
 
-@pytest.mark.together
+@pytest.mark.together(over=FACES)
 def test_a_queued_flight_outlives_the_deadline_of_a_killed_leader_for_those_who_joined(
     place: Place,
 ) -> None:
@@ -133,7 +173,7 @@ def test_a_queued_flight_outlives_the_deadline_of_a_killed_leader_for_those_who_
     bus = place.bus(timeout=30)
     holding = place.apart(bus.held, "holding")
     wait_until_begun(place, "holding")
-    leader = place.python(CALLER, "held_cached", "1", "2")
+    leader = place.python(CALLER[place.face], "held_cached", "1", "2")
     place.eventually(lambda: queued(place, "held_cached"))
     deadline = place.now() + 2
     joined = place.apart(bus.held_cached, "1")
@@ -150,7 +190,7 @@ def test_a_queued_flight_outlives_the_deadline_of_a_killed_leader_for_those_who_
 # -- the caller's time is up ------------------------------------------------------------------
 
 
-@pytest.mark.together
+@pytest.mark.together(over=FACES)
 @pytest.mark.parametrize("method", ["held", "held_idempotent", "held_cached"])
 def test_a_timeout_says_where_the_call_stands_and_its_late_result_is_dropped(
     place: Place, method: str
@@ -179,7 +219,7 @@ def test_a_timeout_says_where_the_call_stands_and_its_late_result_is_dropped(
     assert again.result().startswith("again by ")
 
 
-@pytest.mark.together
+@pytest.mark.together(over=FACES)
 def test_one_bus_works_on_after_many_timeouts_at_once(place: Place) -> None:
     place.serve(HELD)
     bus = place.bus(timeout=30)
@@ -197,7 +237,7 @@ def test_one_bus_works_on_after_many_timeouts_at_once(place: Place) -> None:
 # -- the caller sends too much ----------------------------------------------------------------
 
 
-@pytest.mark.together
+@pytest.mark.together(over=FACES)
 @pytest.mark.parametrize("method", ["note", "held_cached"])
 @pytest.mark.parametrize(
     "value", [b"x" * MAX_BYTES, nested(MAX_DEPTH + 1)], ids=["too-large", "too-deep"]
@@ -209,7 +249,7 @@ def test_arguments_over_a_limit_are_refused_before_anything_is_sent(
     worker.terminate()
     worker.wait()
     bus = place.bus(timeout=30)
-    assert bus[method].__doc__ is None  # the registration is known
+    assert bus.get_method(method)  # the registration is known
     before, counted = keys(place), commands(place)
     for send in (bus[method], bus[method].run):
         with pytest.raises(SerializationError) as error:
@@ -251,7 +291,7 @@ BIG = """
 """
 
 
-@pytest.mark.together
+@pytest.mark.together(over=FACES)
 def test_a_result_over_a_limit_reaches_the_caller_as_that_and_the_worker_goes_on(
     place: Place,
 ) -> None:
@@ -272,7 +312,7 @@ def test_a_result_over_a_limit_reaches_the_caller_as_that_and_the_worker_goes_on
 # -- nobody is there for it -------------------------------------------------------------------
 
 
-@pytest.mark.together
+@pytest.mark.together(over=FACES)
 def test_a_full_queue_is_an_error_at_once_and_nothing_is_enqueued(place: Place) -> None:
     limited = """
         @bus.register(max_queue=2)
@@ -299,7 +339,7 @@ def test_a_full_queue_is_an_error_at_once_and_nothing_is_enqueued(place: Place) 
     assert bus.limited(7) == 7
 
 
-@pytest.mark.together
+@pytest.mark.together(over=FACES)
 @pytest.mark.parametrize("method", ["note", "held_cached"])
 def test_a_call_that_nobody_serves_is_warned_of_once_and_ends_as_no_workers(
     place: Place, method: str
@@ -308,7 +348,7 @@ def test_a_call_that_nobody_serves_is_warned_of_once_and_ends_as_no_workers(
     worker.terminate()
     worker.wait()
     warning = f"{method}('1'): it waits, but no worker alive serves it"
-    caller = place.python(WARNED_CALLER, method)
+    caller = place.python(WARNED_CALLER[place.face], method)
     place.eventually(lambda: "calling" in place.log(caller))
     start = time.monotonic()
     place.eventually(lambda: warning in place.log(caller))
@@ -323,7 +363,7 @@ def test_a_call_that_nobody_serves_is_warned_of_once_and_ends_as_no_workers(
     place.note(f"warned after {warned:.2f} s, ended after {ended_after:.2f} s:\n{said}")
 
 
-@pytest.mark.together
+@pytest.mark.together(over=FACES)
 @pytest.mark.parametrize("method", ["note", "held_cached"])
 @pytest.mark.parametrize("killed", [False, True], ids=["worker-left", "worker-killed"])
 def test_with_fail_fast_nobody_alive_is_an_error_at_once_and_nothing_is_enqueued(
@@ -370,7 +410,7 @@ NEW = """
 """
 
 
-@pytest.mark.together
+@pytest.mark.together(over=FACES)
 def test_jobs_of_a_method_that_is_no_longer_served_end_in_an_error_that_says_so(
     place: Place,
 ) -> None:
@@ -391,7 +431,7 @@ def test_jobs_of_a_method_that_is_no_longer_served_end_in_an_error_that_says_so(
     assert waiting.get() == "a"
 
 
-@pytest.mark.together
+@pytest.mark.together(over=BOTH)
 def test_jobs_made_for_other_parameters_end_in_an_error_at_the_caller_that_names_the_mismatch(
     place: Place,
 ) -> None:
@@ -417,7 +457,7 @@ def test_jobs_made_for_other_parameters_end_in_an_error_at_the_caller_that_names
     assert bus.price("a", "EUR") == ["new", "a", "EUR"]
 
 
-@pytest.mark.together
+@pytest.mark.together(over=FACES)
 def test_a_timeout_bounds_connecting_and_waiting_together(place: Place) -> None:
     place.serve(HELD)
     bus = place.bus()

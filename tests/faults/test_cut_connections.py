@@ -17,6 +17,7 @@ import redis
 from redis_bus import Bus, BusError, ConnectionLost
 from redis_bus.embedded import EmbeddedRedis
 from tests.faults.cutting_proxy import CuttingProxy, How, Way
+from tests.faults.faces import AsyncFace
 from tests.support import eventually, find_servers, serving
 
 SERVERS = find_servers()
@@ -377,6 +378,145 @@ def test_a_cleanup_cut_behind_any_byte_leaves_nothing(
 
     size = size_of(proxy, way, cleanup)
     assert cut_everywhere(proxy, way, How.RST, size, cleanup, step=5).errors == 0
+
+
+# -- the two connections of an AsyncBus -----------------------------------------------------------
+
+# So many cuts are made of each thing that is done, evenly spread.
+SOME_CUTS = 47
+
+
+@pytest.fixture
+def behind_async(proxy: CuttingProxy) -> Iterator[AsyncFace]:
+    """An `AsyncBus` of the same name whose connections go through the proxy."""
+    bus = AsyncFace(url=proxy.url, timeout=20)
+    yield bus
+    bus.close()
+
+
+def succeeds(action: Callable[[], object]) -> bool:
+    """Do something, and return whether its connection was not lost."""
+    try:
+        action()
+    except ConnectionLost:
+        return False
+    return True
+
+
+def cut_here_and_there(
+    proxy: CuttingProxy,
+    way: Way,
+    action: Callable[[str], object],
+    warm: Callable[[], object],
+    names: tuple[str, ...] = (),
+) -> Cuts:
+    """Do something with cuts all over what it sends or is sent, over both connections."""
+
+    def connect() -> None:
+        # What is sent behind a call, to tidy up, may be what was cut: right before this one.
+        eventually(lambda: succeeds(warm))
+
+    connect()
+    size = size_of(proxy, way, lambda: action("the first"))
+    step = 1 if EVERY_BYTE else max(1, size // SOME_CUTS)
+    cuts = cut_everywhere(
+        proxy, way, How.RST, size, action, names=names, before=connect, step=step, loads=True
+    )
+    connect()
+    assert cuts.unhurt < (cuts.values + cuts.errors) / 2
+    return cuts
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("method", ["note", "kept"])
+def test_a_call_of_an_async_bus_that_is_cut_is_answered_or_lost_and_runs_once_at_most(
+    direct: Bus, behind_async: AsyncFace, proxy: CuttingProxy, way: Way, method: str
+) -> None:
+    notes = Notes().register(direct)
+    answered: list[str] = []
+    warm = ids(500_000)
+
+    def call(a: str) -> None:
+        assert behind_async[method](a) == f"<{a}>"
+        answered.append(a)
+
+    with serving(direct):
+        names = (f"{method}('{{}}')",)
+        cuts = cut_here_and_there(proxy, way, call, lambda: call(next(warm)), names)
+        call("the last")
+        direct.note("behind all")
+        assert direct.stats()[method]["queued"] == 0
+    assert notes.ran.keys() >= set(answered)
+    if method == "kept":
+        assert cuts.errors == 0
+        assert max(notes.ran.values()) <= 3
+    else:
+        assert max(runs for a, runs in notes.ran.items() if a != "the first") == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_else_an_async_bus_asks_over_connections_that_are_cut_is_answered(
+    direct: Bus, behind_async: AsyncFace, proxy: CuttingProxy, way: Way
+) -> None:
+    notes = Notes().register(direct)
+    bus = behind_async
+
+    def hit(a: str = "") -> None:
+        assert bus.kept("hit") == "<hit>"
+
+    def read(a: str = "") -> None:
+        result = bus.get_async_result(job)
+        assert result.done()
+        assert result.get() == "<one>"
+
+    def clear(a: str = "") -> None:
+        before = notes.ran["cleared"]
+        assert direct.kept("cleared") == "<cleared>"
+        bus.kept.clear_cache("cleared")
+        assert direct.kept("cleared") == "<cleared>"
+        assert notes.ran["cleared"] == before + 1 + (before == 0)
+
+    def look(a: str = "") -> None:
+        assert bus.all_methods() == ["kept", "note"]
+        assert bus.stats()["note"]["workers"] == 1
+
+    with serving(direct):
+        job = direct.note.run("one").id
+        assert direct.get_async_result(job).get() == "<one>"
+        for ask in (hit, read, clear, look):
+            assert cut_here_and_there(proxy, way, ask, ask).errors == 0
+    assert notes.ran["hit"] == notes.ran["one"] == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_and_a_cancel_of_an_async_bus_that_are_cut_are_done_or_say_that_it_is_unknown(
+    direct: Bus, behind_async: AsyncFace, proxy: CuttingProxy, way: Way
+) -> None:
+    notes = Notes().register(direct)
+    enqueued: dict[str, str] = {}
+    cancelled: list[str] = []
+
+    def run(a: str) -> None:
+        enqueued[a] = behind_async.note.run(a).id
+
+    def cancel(a: str) -> None:
+        result = behind_async.get_async_result(direct.note.run(f"cancel {a}").id)
+        assert result.cancel()
+        cancelled.append(f"cancel {a}")
+
+    warm = ids(500_000)
+    assert direct.get_method("note")
+    cut_here_and_there(
+        proxy, way, run, lambda: run(next(warm)), ("note('{}')", "it may be enqueued, or not")
+    )
+    cut_here_and_there(proxy, way, cancel, lambda: cancel(next(warm)), ("note (job ",))
+    with serving(direct):
+        for a, job in enqueued.items():
+            assert behind_async.get_async_result(job).get() == f"<{a}>"
+        direct.note("behind all")
+    assert notes.ran.keys() >= set(enqueued)
+    assert not notes.ran.keys() & set(cancelled)
+    assert {runs for a, runs in notes.ran.items() if a != "the first"} == {1}
 
 
 # -- the worker's connection ----------------------------------------------------------------------

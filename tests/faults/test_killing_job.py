@@ -7,7 +7,7 @@ import time
 import pytest
 
 from redis_bus import WorkerLost
-from tests.faults.place import Place
+from tests.faults.place import BOTH, Place
 from tests.faults.services import begun
 
 CODE = """
@@ -31,7 +31,7 @@ def plain(n):
 """
 
 
-@pytest.mark.together
+@pytest.mark.together(over=BOTH)
 def test_a_job_that_kills_its_workers_is_given_up_and_the_supervisor_starts_them_again(
     place: Place,
 ) -> None:

@@ -11,7 +11,7 @@ import redis_bus.heart
 from redis_bus import Bus, WorkerLost
 from redis_bus.embedded import EmbeddedRedis
 from tests.faults.cutting_proxy import CuttingProxy, Way
-from tests.faults.place import Place
+from tests.faults.place import FACES, Place
 from tests.faults.services import HELD, begun, ended, let_go, together
 from tests.faults.test_lost_workers import NOTICED_SECONDS, TIMEOUT_SECONDS, has_claims, kill
 from tests.support import eventually, find_servers
@@ -28,7 +28,7 @@ HELD_ASYNC = """
 SERVICE = together(HELD, HELD_ASYNC)
 
 
-@pytest.mark.together
+@pytest.mark.together(over=FACES)
 @pytest.mark.parametrize("alone", [False, True], ids=["another-alive", "the-only-one"])
 def test_each_caller_of_a_killed_worker_that_ran_many_jobs_gets_worker_lost(
     place: Place, alone: bool
@@ -56,7 +56,7 @@ def test_each_caller_of_a_killed_worker_that_ran_many_jobs_gets_worker_lost(
     assert not has_claims(place)
 
 
-@pytest.mark.together
+@pytest.mark.together(over=FACES)
 def test_another_worker_runs_all_jobs_of_a_killed_one_that_may_run_again(place: Place) -> None:
     options = ("--concurrency", str(MANY))
     worker = place.serve(SERVICE, args=options)

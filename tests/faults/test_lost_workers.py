@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from redis_bus import WorkerLost
-from tests.faults.place import Place
+from tests.faults.place import BOTH, FACES, Place
 from tests.faults.services import (
     HELD,
     begun,
@@ -52,7 +52,7 @@ def has_claims(place: Place) -> bool:
 # -- killed -----------------------------------------------------------------------------------
 
 
-@pytest.mark.together
+@pytest.mark.together(over=BOTH)
 @pytest.mark.parametrize("alone", [False, True], ids=["another-alive", "the-only-one"])
 @pytest.mark.parametrize("how", ["call", "run", "call-without-timeout"])
 def test_the_caller_of_a_killed_worker_gets_worker_lost_and_not_its_timeout(
@@ -80,7 +80,7 @@ def test_the_caller_of_a_killed_worker_gets_worker_lost_and_not_its_timeout(
     assert place.workers("held") == 1
 
 
-@pytest.mark.together
+@pytest.mark.together(over=BOTH)
 @pytest.mark.parametrize("method", MAY_RUN_AGAIN)
 def test_another_worker_runs_the_job_of_a_killed_one_where_it_may_run_again(
     place: Place, method: str
@@ -108,7 +108,7 @@ def test_another_worker_runs_the_job_of_a_killed_one_where_it_may_run_again(
         assert begun(place).count("1") == 2
 
 
-@pytest.mark.together
+@pytest.mark.together(over=FACES)
 @pytest.mark.parametrize("method", MAY_RUN_AGAIN)
 def test_the_job_of_the_only_worker_runs_again_once_there_is_another(
     place: Place, method: str
@@ -140,7 +140,7 @@ DEADLY = """
 """
 
 
-@pytest.mark.together
+@pytest.mark.together(over=BOTH)
 def test_a_job_that_kills_its_workers_stops_after_three_of_them(place: Place) -> None:
     workers = [place.serve(DEADLY) for _ in range(4)]
     bus = place.bus(timeout=2 * TIMEOUT_SECONDS)
@@ -195,7 +195,7 @@ def expect_no_second_reply(place: Place) -> None:
         assert place.client.llen(reply) <= 1
 
 
-@pytest.mark.together
+@pytest.mark.together(over=BOTH)
 @pytest.mark.parametrize("alone", [False, True], ids=["another-alive", "the-only-one"])
 def test_the_caller_of_a_worker_that_stands_still_gets_worker_lost_and_its_late_outcome_is_fenced(
     place: Place, alone: bool
@@ -215,7 +215,7 @@ def test_the_caller_of_a_worker_that_stands_still_gets_worker_lost_and_its_late_
     expect_to_serve_on(place, worker, others)
 
 
-@pytest.mark.together
+@pytest.mark.together(over=BOTH)
 @pytest.mark.parametrize("method", MAY_RUN_AGAIN)
 @pytest.mark.parametrize("cleared", [False, True], ids=["kept", "cleared"])
 def test_a_worker_that_stands_still_is_replaced_and_what_it_finds_late_is_not_stored(
@@ -271,7 +271,7 @@ HOGGED = """
 """.replace("SECONDS", "20")
 
 
-@pytest.mark.together
+@pytest.mark.together(over=BOTH)
 @pytest.mark.parametrize("method", ["hogged", "hogged_cached"])
 def test_a_worker_whose_function_holds_the_interpreter_is_lost_for_that_time_only(
     place: Place, method: str

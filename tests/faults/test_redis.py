@@ -28,7 +28,7 @@ from redis_bus import (
     SerializationError,
 )
 from redis_bus.transport import READ_SECONDS
-from tests.faults.place import Place
+from tests.faults.place import BOTH, FACES, SLOTS, Place
 
 CODE = """
     import os, time
@@ -209,7 +209,7 @@ def passed(place: Place, seconds: float) -> None:
 # -- it ends and comes back -----------------------------------------------------------------------
 
 
-@pytest.mark.together
+@pytest.mark.together(over=BOTH)
 def test_after_redis_was_killed_and_is_back_empty_all_goes_on_by_itself(place: Place) -> None:
     workers = [serve(place), serve(place)]
     bus = place.bus(timeout=15)
@@ -241,7 +241,7 @@ def test_after_redis_was_killed_and_is_back_empty_all_goes_on_by_itself(place: P
         assert len(told(place, worker)) < 10
 
 
-@pytest.mark.together(appendonly="yes", appendfsync="always")
+@pytest.mark.together(appendonly="yes", appendfsync="always", over=BOTH)
 def test_a_redis_that_keeps_its_log_loses_no_run_over_kills(place: Place) -> None:
     workers = [serve(place), serve(place)]
     bus = place.bus(timeout=30)
@@ -272,10 +272,34 @@ def test_a_redis_that_keeps_its_log_loses_no_run_over_kills(place: Place) -> Non
     assert not list(place.client.scan_iter("rb:{test:}:running:*"))
 
 
+@pytest.mark.together(rdbcompression="no", over=BOTH)
+def test_while_redis_loads_its_data_calls_are_told_so_and_then_go_on(place: Place) -> None:
+    worker = serve(place)
+    bus = place.bus(timeout=20)
+    for number in range(300):
+        place.client.set(f"another's {number}", b"x" * 100_000)
+    # So it loads for some seconds, and answers now and then that it does.
+    place.server.options["key_load_delay"] = 10_000
+    kinds = [of_kind(bus, kind) for kind in ("plain", "kept", "run", "clear", "look")]
+    with calling(place, *kinds, pause=0.01) as calls:
+        place.eventually(lambda: len(calls.answered) > 20)
+        place.client.save()
+        place.server.kill()
+        starting = place.apart(place.server.start)
+        place.eventually(lambda: any("is loading" in str(error) for error in calls.errors))
+        starting.result(60)
+        before = len(calls.answered)
+        place.eventually(lambda: len(calls.answered) > before + 50, RECOVERY_SECONDS)
+    assert calls.slowest < 20 + GRACE_SECONDS
+    assert {type(error) for error in calls.errors} <= {ConnectionLost, CallTimeout, JobLost}
+    assert_none_ran_twice(place)
+    assert worker.poll() is None
+
+
 # -- it stands still ------------------------------------------------------------------------------
 
 
-@pytest.mark.together
+@pytest.mark.together(over=BOTH)
 def test_a_redis_that_stands_still_briefly_is_waited_for(place: Place) -> None:
     serve(place)
     bus = place.bus(timeout=30)
@@ -290,7 +314,7 @@ def test_a_redis_that_stands_still_briefly_is_waited_for(place: Place) -> None:
     assert_none_ran_twice(place)
 
 
-@pytest.mark.together
+@pytest.mark.together(over=BOTH)
 def test_a_redis_that_stands_still_for_long_loses_no_running_job_and_runs_none_twice(
     place: Place,
 ) -> None:
@@ -324,7 +348,7 @@ def test_a_redis_that_stands_still_for_long_loses_no_running_job_and_runs_none_t
 # -- it forgets -----------------------------------------------------------------------------------
 
 
-@pytest.mark.together
+@pytest.mark.together(over=BOTH)
 def test_scripts_may_be_flushed_at_any_moment(place: Place) -> None:
     worker = serve(place)
     bus = place.bus(timeout=20)
@@ -344,7 +368,7 @@ def test_scripts_may_be_flushed_at_any_moment(place: Place) -> None:
     assert_none_ran_twice(place)
 
 
-@pytest.mark.together
+@pytest.mark.together(over=BOTH)
 def test_a_cleanup_while_workers_and_callers_live_is_got_over(place: Place) -> None:
     worker = serve(place)
     bus = place.bus(timeout=5)
@@ -368,7 +392,7 @@ def test_a_cleanup_while_workers_and_callers_live_is_got_over(place: Place) -> N
 # -- it is full -----------------------------------------------------------------------------------
 
 
-@pytest.mark.together
+@pytest.mark.together(over=BOTH)
 def test_out_of_memory_is_told_to_callers_and_harms_no_running_job_and_no_worker(
     place: Place,
 ) -> None:
@@ -400,7 +424,7 @@ def test_out_of_memory_is_told_to_callers_and_harms_no_running_job_and_no_worker
     assert_none_ran_twice(place)
 
 
-@pytest.mark.together
+@pytest.mark.together(over=BOTH)
 def test_evictions_cost_an_error_at_the_worst_and_leave_no_key_stuck(place: Place) -> None:
     workers = [serve(place), serve(place)]
     bus = place.bus(timeout=4)
@@ -461,7 +485,7 @@ def settle(place: Place, futures: dict[str, Future[Any]]) -> None:
             place.note(f"{a}: its value")
 
 
-@pytest.mark.together
+@pytest.mark.together(over=FACES)
 @pytest.mark.parametrize("kind", KEYS)
 def test_whatever_key_is_evicted_at_a_bad_moment_calls_end_and_the_next_work(
     place: Place, kind: str
@@ -551,7 +575,7 @@ def lines_with(place: Place, worker: Any, word: str) -> int:
     return sum(word in line for line in told(place, worker))
 
 
-@pytest.mark.together
+@pytest.mark.together(over=FACES)
 @pytest.mark.parametrize("data", GARBAGE)
 def test_foreign_meta_is_replaced_and_calls_are_answered(place: Place, data: bytes) -> None:
     serve(place)
@@ -569,7 +593,7 @@ def test_foreign_meta_is_replaced_and_calls_are_answered(place: Place, data: byt
     assert works(bus)
 
 
-@pytest.mark.together
+@pytest.mark.together(over=FACES)
 def test_foreign_bytes_in_a_flight_are_overwritten(place: Place) -> None:
     serve(place)
     bus = place.bus(timeout=20)
@@ -584,7 +608,7 @@ def test_foreign_bytes_in_a_flight_are_overwritten(place: Place) -> None:
     assert not list(place.client.scan_iter("rb:{test:}:flight:*"))
 
 
-@pytest.mark.together
+@pytest.mark.together(over=BOTH)
 def test_foreign_bytes_in_a_flight_whose_job_runs_do_not_hold_its_callers(place: Place) -> None:
     serve(place)
     bus = place.bus(timeout=30)
@@ -600,7 +624,7 @@ def test_foreign_bytes_in_a_flight_whose_job_runs_do_not_hold_its_callers(place:
             place.client.delete("go")
 
 
-@pytest.mark.together
+@pytest.mark.together(over=SLOTS)
 def test_foreign_claims_of_a_worker_are_told_of_and_do_not_hold_it(place: Place) -> None:
     worker = serve(place)
     bus = place.bus(timeout=20)
@@ -617,7 +641,7 @@ def test_foreign_claims_of_a_worker_are_told_of_and_do_not_hold_it(place: Place)
     assert worker.poll() is None
 
 
-@pytest.mark.together
+@pytest.mark.together(over=FACES)
 @pytest.mark.parametrize("data", [*GARBAGE, b"-", b"k", b"kkey", b"k\xff"])
 def test_foreign_bytes_in_pending_stop_neither_job_nor_cancel(place: Place, data: bytes) -> None:
     serve(place)
@@ -646,7 +670,7 @@ def test_foreign_bytes_in_pending_stop_neither_job_nor_cancel(place: Place, data
         assert not place.client.exists(pending)
 
 
-@pytest.mark.together
+@pytest.mark.together(over=BOTH)
 def test_a_foreign_reply_is_an_error_for_who_waits_for_it_and_for_nobody_else(
     place: Place,
 ) -> None:
@@ -673,7 +697,7 @@ def test_a_foreign_reply_is_an_error_for_who_waits_for_it_and_for_nobody_else(
     assert worker.poll() is None
 
 
-@pytest.mark.together
+@pytest.mark.together(over=SLOTS)
 def test_a_wake_list_of_others_bytes_wakes_and_is_forgotten(place: Place) -> None:
     serve(place)
     bus = place.bus(timeout=20)
@@ -682,7 +706,7 @@ def test_a_wake_list_of_others_bytes_wakes_and_is_forgotten(place: Place) -> Non
     assert works(bus)
 
 
-@pytest.mark.together
+@pytest.mark.together(over=BOTH)
 @pytest.mark.parametrize("kind", ["queue:plain", "wake:plain", "serving:plain", "stats:plain"])
 def test_a_key_of_another_type_harms_its_method_only_and_is_not_told_of_for_ever(
     place: Place, kind: str

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import time
+from concurrent.futures import Future
+from typing import Any
 
 import pytest
 
-from redis_bus import BusError, CallTimeout, WorkerLost
-from tests.faults.place import Place
+from redis_bus import Bus, BusError, CallTimeout, WorkerLost
+from tests.faults.place import BOTH, SLOTS, Place
 from tests.faults.services import (
     HELD,
     begun,
@@ -35,15 +37,14 @@ def is_member(place: Place, process: subprocess.Popen[str]) -> bool:
 # -- told to stop -----------------------------------------------------------------------------
 
 
-@pytest.mark.together
+@pytest.mark.together(over=BOTH)
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_lets_the_running_job_finish_and_leaves_the_queued_to_another_worker(
     place: Place, number: signal.Signals
 ) -> None:
     worker = place.serve(HELD)
     bus = place.bus(timeout=60)
-    running = place.apart(bus.held, 1)
-    wait_until_begun(place, 1)
+    running = keep_busy(place, bus)
     waiting = [bus.held.run(2), bus.held.run(3)]
     calling = place.apart(bus.note, 4)
     place.eventually(lambda: queued(place, "note"))
@@ -51,21 +52,45 @@ def test_a_signal_lets_the_running_job_finish_and_leaves_the_queued_to_another_w
     # It has seen the signal, and runs on: a job that it could take is not taken.
     with pytest.raises(CallTimeout):
         bus.note.options(timeout=3)(5)
-    assert worker.poll() is None and not running.done()
-    let_go(place)
-    assert running.result() == f"1 by {worker.pid}"
+    assert worker.poll() is None and not any(call.done() for call in running.values())
+    let_go(place, len(running))
+    for name, call in running.items():
+        assert call.result() == f"{name} by {worker.pid}"
     assert worker.wait(SOON_SECONDS) == 0
     assert not is_member(place, worker)
     assert place.workers("held") == place.workers("note") == 0
-    assert (queued(place, "held"), begun(place)) == (2, ["1"])
+    assert (queued(place, "held"), sorted(begun(place))) == (2, sorted(running))
     other = place.serve(HELD)
     let_go(place, 2)
     assert [result.get() for result in waiting] == [f"{a} by {other.pid}" for a in (2, 3)]
     assert calling.result() == 4
-    assert sorted(ended(place)) == ["1", "2", "3", "4"]
+    assert sorted(ended(place)) == sorted(["2", "3", "4", *running])
 
 
-@pytest.mark.together
+def keep_busy(place: Place, bus: Bus, method: str = "held") -> dict[str, Future[Any]]:
+    """Give the only worker as many jobs as it runs at a time, and wait until it runs them."""
+    running = {f"held {n}": place.apart(bus[method], f"held {n}") for n in range(place.slots)}
+    place.eventually(lambda: set(begun(place)) == set(running))
+    return running
+
+
+@pytest.mark.together(over=SLOTS)
+def test_a_signal_amid_a_job_of_several_lets_the_worker_take_no_other(place: Place) -> None:
+    worker = place.serve(HELD)
+    bus = place.bus(timeout=60)
+    running = place.apart(bus.held, 1)
+    wait_until_begun(place, 1)
+    worker.send_signal(signal.SIGTERM)
+    place.eventually(lambda: place.workers("note") == 0)
+    with pytest.raises(CallTimeout):
+        bus.note.options(timeout=2)(2)
+    let_go(place)
+    assert running.result() == f"1 by {worker.pid}"
+    assert worker.wait(SOON_SECONDS) == 0
+    assert begun(place) == ["1"]
+
+
+@pytest.mark.together(over=SLOTS)
 @pytest.mark.parametrize("number", SIGNALS)
 def test_an_idle_worker_leaves_the_list_at_once_when_a_signal_ends_it(
     place: Place, number: signal.Signals
@@ -80,7 +105,7 @@ def test_an_idle_worker_leaves_the_list_at_once_when_a_signal_ends_it(
     assert place.bus(timeout=30).note(1) == 1
 
 
-@pytest.mark.together
+@pytest.mark.together(over=BOTH)
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_shutdown_timeout_bounds_the_running_job(place: Place, number: signal.Signals) -> None:
     worker = place.serve(HELD, args=("--shutdown-timeout", "2"))
@@ -99,7 +124,7 @@ def test_the_shutdown_timeout_bounds_the_running_job(place: Place, number: signa
     place.note(f"after {passed:.2f} s: {error}")
 
 
-@pytest.mark.together
+@pytest.mark.together(over=BOTH)
 @pytest.mark.parametrize("second", SIGNALS)
 @pytest.mark.parametrize("method", ["held", "held_cached"])
 def test_a_second_signal_ends_a_worker_now_and_the_caller_gets_worker_lost(
@@ -107,16 +132,16 @@ def test_a_second_signal_ends_a_worker_now_and_the_caller_gets_worker_lost(
 ) -> None:
     worker = place.serve(HELD)
     bus = place.bus(timeout=60)
-    running = place.apart(bus[method], 1)
-    wait_until_begun(place, 1)
+    running = keep_busy(place, bus, method)
     waiting = bus.note.run(2)
     start = time.monotonic()
     worker.send_signal(signal.SIGTERM)
     # Two signals that are pending at once are one, where they have the same number.
     place.eventually(lambda: not pending(worker))
     worker.send_signal(second)
-    error = running.exception(30)
-    assert isinstance(error, WorkerLost), error
+    for call in running.values():
+        error = call.exception(30)
+        assert isinstance(error, WorkerLost), error
     assert worker.wait(SOON_SECONDS) == 0
     passed = time.monotonic() - start
     assert passed < SOON_SECONDS
@@ -126,10 +151,10 @@ def test_a_second_signal_ends_a_worker_now_and_the_caller_gets_worker_lost(
     place.serve(HELD)
     assert waiting.get() == 2
     # It was lost, and is not stored: the next call runs it.
-    again = place.apart(bus[method], 1)
-    place.eventually(lambda: begun(place).count("1") == 2)
+    again = place.apart(bus[method], "held 0")
+    place.eventually(lambda: begun(place).count("held 0") == 2)
     let_go(place)
-    assert again.result().startswith("1 by ")
+    assert again.result().startswith("held 0 by ")
 
 
 def pending(process: subprocess.Popen[str]) -> bool:
