@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .async_bus import AsyncBus
     from .bus import Bus
+    from .completed import as_completed
     from .context import headers, with_headers
     from .dead_letters import DeadLetter
     from .errors import (
@@ -47,6 +48,7 @@ __all__ = [
     "RemoteTraceback",
     "SerializationError",
     "WorkerLost",
+    "as_completed",
     "headers",
     "with_headers",
 ]
@@ -61,6 +63,7 @@ _PLACES = {
     "Middleware": "middleware",
     "headers": "context",
     "with_headers": "context",
+    "as_completed": "completed",
 }
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from . import async_dead_letters, calls, forks, outcome, waiting
+from . import async_dead_letters, async_fan_out, calls, forks, outcome, waiting
 from .async_dead_letters import AsyncDeadLetter
 from .async_transport import BusClosed
 from .context import headers
 from .deadline import Deadline, check_seconds
 from .directory import UnknownMethod
 from .errors import BusError, ConnectionLost
+from .fan_out import DEFAULT_WINDOW
 from .middleware import Call
 from .protocol import Route
 from .steps import Steps
@@ -89,6 +91,23 @@ class AsyncMethod:
     def _seen(self, args: Args, kwargs: Kwargs, kind: str) -> Call:
         """Return a call as middleware sees it."""
         return Call(self._core.name, self.__name__, args, kwargs, headers(), kind)
+
+    def map(
+        self,
+        /,
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        timeout: float | None = None,
+        buffersize: int = DEFAULT_WINDOW,
+    ) -> AsyncGenerator[Any, None]:
+        """Call the method for the arguments of each turn; iterate its values by ``async for``.
+
+        See `Method.map`. The iterables may be asynchronous too. The first calls are made when the
+        first value is awaited; each is a task. They are cancelled, and so withdrawn if no worker
+        has taken them, where one of them failed, the task that iterates is cancelled, or the
+        iterator is closed by ``aclose()``. A job whose worker died is kept as a dead letter only
+        where it may run twice, as that of a call is.
+        """
+        return async_fan_out.fan_out(self, iterables, timeout, buffersize)
 
     def options(
         self,

@@ -101,12 +101,7 @@ def call(
         if found is None:
             continue
         if isinstance(found, bytes):
-            try:
-                return outcome.decode(found, target.serializer, options.allow)
-            except WorkerLost as error:
-                # Who noticed that knows the method only.
-                text = str(error).removeprefix(f"{target.name}:")
-                raise WorkerLost(f"{shown}:{text}") from error.__cause__
+            return _decode(found, target, shown, options)
         cached = parse_entry(found.entry)
         if not outcome.is_error(cached):  # which is never cached
             with contextlib.suppress(ProtocolError, SerializationError):
@@ -287,8 +282,7 @@ def _call_keyed(
         case [b"hit", bytes(entry)]:
             return _Hit(entry)
         case [b"joined", bytes(leader)]:
-            if leader.decode() == nested.current_job():
-                raise Deadlock(f"{shown}: deadlock: it waits for the very job that makes this call")
+            _check_leader(leader.decode(), shown)
             ticket = Ticket(target.route, leader.decode(), 0, shown, flight, again)
         case [b"queued", bytes(own), int(now), *foreign]:
             ticket = Ticket(target.route, own.decode(), now, shown, flight, again, withdraw)
@@ -309,6 +303,22 @@ def _withdraw(source: Source, target: Target, job: str, flight: bytes | None) ->
     if not source.listens:
         return None
     return target.route.cancel(job, flight, _CANCELLED, keep_ms=LEASE_MS)
+
+
+def _decode(found: bytes, target: Target, shown: ShownCall, options: Options) -> object:
+    """Return the value of a call's outcome, or raise its exception."""
+    try:
+        return outcome.decode(found, target.serializer, options.allow)
+    except WorkerLost as error:
+        # Who noticed that knows the method only.
+        text = str(error).removeprefix(f"{target.name}:")
+        raise WorkerLost(f"{shown}:{text}") from error.__cause__
+
+
+def _check_leader(leader: str, shown: ShownCall | str) -> None:
+    """Raise Deadlock where a call would wait for the job that makes it."""
+    if leader == nested.current_job():
+        raise Deadlock(f"{shown}: deadlock: it waits for the very job that makes this call")
 
 
 def _discard(target: Target, key: bytes, entry: bytes, shown: ShownCall | str) -> Steps[None]:

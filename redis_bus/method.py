@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-from . import calls, dead_letters, forks
+from . import calls, dead_letters, fan_out, forks
 from .context import headers
 from .dead_letters import DeadLetter
 from .deadline import check_seconds
@@ -88,6 +89,32 @@ class Method(Generic[P, R]):
         """Return a call as middleware sees it."""
         return Call(self._core.name, self.__name__, args, kwargs, headers(), kind)
 
+    def map(
+        self,
+        /,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        buffersize: int = fan_out.DEFAULT_WINDOW,
+    ) -> Iterator[R]:
+        """Call the method for the arguments of each turn, and return an iterator of its values.
+
+        They come in the order of the arguments, as from `concurrent.futures.Executor.map`. At most
+        ``buffersize`` calls are in flight, or done and not yet read: as many are enqueued at once,
+        further ones as values are read, so the iterables may be endless. ``timeout``: seconds from
+        here until a value must be there; None: as long as each call may take. Each call has the
+        method's options, and a deadline of its own from when it is enqueued; an outcome that came
+        in time is kept for a consumer that is slow, for the method's result_expire. The outcome of
+        a cached method is not kept so long: where it is gone, that call is made again.
+
+        Where a call failed its exception is raised at its turn, and ends the iteration: those of
+        `__call__`, CallTimeout, what an iterable raised. Then, and where the iterator is closed or
+        dropped, the calls that no worker has taken are withdrawn. Where the method has max_queue,
+        no more are enqueued than there is room for. A job whose worker died is kept as a dead
+        letter, as that of a `run` is. Raises TypeError, ValueError for a buffersize or a timeout
+        that is none.
+        """
+        return fan_out.fan_out(self._core, self, self._options, iterables, timeout, buffersize)
+
     def options(
         self,
         *,
@@ -139,7 +166,7 @@ class Method(Generic[P, R]):
         """Return the jobs of the method that were given up, oldest first, at most 1,000.
 
         A job is given up after its workers died of it: one that may run twice after three
-        attempts, a `run` of any other after one.
+        attempts, a `run`, or a call of `map`, of any other after one.
         """
         return dead_letters.dead_letters(self._core, self.target)
 

@@ -85,10 +85,17 @@ class Link:
         """Send packed commands in one write."""
         self._connection.send_packed_command([data], check_health=False)
 
-    def read(self) -> object:
-        """Return the next reply; an error reply is returned, not raised."""
+    def can_read(self, seconds: float) -> bool:
+        """Whether something comes within so long. Raises what redis-py does, where it is closed."""
+        return bool(self._connection.can_read(timeout=seconds))
+
+    def read(self, *, push: bool = False) -> object:
+        """Return the next reply; an error reply is returned, not raised.
+
+        ``push``: or what Redis says unasked, where it has a kind of its own for that (RESP3).
+        """
         try:
-            return self._connection.read_response(disable_decoding=True)
+            return self._connection.read_response(disable_decoding=True, push_request=push)
         except redis.ResponseError as error:
             return error
 
@@ -149,10 +156,7 @@ class Transport:
                 continue
             except redis.ResponseError as error:
                 link.close()
-                if str(error).startswith(PASSING):
-                    text = f"Redis at {self.address} cannot do this now: {error}"
-                    raise ConnectionLost(text) from error
-                raise BusError(f"Redis at {self.address} {refusal(error)}") from error
+                raise self._refused(error) from error
             except (redis.RedisError, OSError) as error:
                 link.close()
                 raise self.lost(error) from error
@@ -162,6 +166,55 @@ class Transport:
             self.checkin(link)
             return replies
         raise BusError(f"Redis at {self.address} forgets its scripts faster than they are loaded")
+
+    def exchange_each(self, *commands: Command, timeout: float = READ_SECONDS) -> list[Any]:
+        """Send commands that do not block in one write; return a reply or a BusError for each.
+
+        So what became of each is known as well as it can be. Only those that were refused for want
+        of their script are sent again. ConnectionLost stands for what has no reply.
+        """
+        replies: list[Any] = [None] * len(commands)
+        todo = list(range(len(commands)))
+        end = time.monotonic() + timeout
+        for _ in range(LOAD_TRIES):
+            failure: BusError | None = None
+            read = 0
+            try:
+                link = self.checkout(_left(end, timeout))
+            except ConnectionLost as error:
+                failure = error
+            else:
+                try:
+                    link.set_timeout(_left(end, timeout))
+                    link.send(pack(*(commands[index] for index in todo)))
+                    for index in todo:
+                        replies[index] = link.read()
+                        read += 1
+                        link.set_timeout(_left(end, timeout))
+                except (redis.RedisError, OSError) as error:
+                    link.close()
+                    failure = self.lost(error)
+                except BaseException:
+                    link.close()
+                    raise
+                else:
+                    self.checkin(link)
+            for index in todo[read:]:
+                replies[index] = failure
+            todo = [i for i in todo if isinstance(replies[i], redis.exceptions.NoScriptError)]
+            if failure is None and todo:
+                try:
+                    self.load_scripts(_left(end, timeout))
+                except BusError as error:
+                    failure = error
+                    for index in todo:
+                        replies[index] = error
+            if failure is not None or not todo:
+                break
+        return [
+            self._refused(reply) if isinstance(reply, redis.ResponseError) else reply
+            for reply in replies
+        ]
 
     def ask(self, *commands: Command, timeout: float = READ_SECONDS) -> list[Any]:
         """Like `exchange`, for commands that do no harm when they are sent twice."""
@@ -229,6 +282,15 @@ class Transport:
         self._idle.append(link)
         if link.closings != self.closings:  # it was closed meanwhile
             self._close_idle()
+
+    def _refused(self, error: redis.ResponseError) -> BusError:
+        """Return the error that an error reply means."""
+        if isinstance(error, redis.exceptions.NoScriptError):
+            text = f"Redis at {self.address} forgets its scripts faster than they are loaded"
+            return BusError(text)
+        if str(error).startswith(PASSING):
+            return ConnectionLost(f"Redis at {self.address} cannot do this now: {error}")
+        return BusError(f"Redis at {self.address} {refusal(error)}")
 
     def lost(self, error: BaseException, *, connecting: bool = False) -> ConnectionLost:
         """Return the error that says, in words, what became of the connection."""

@@ -29,6 +29,7 @@ from redis_bus import (
     Cancelled,
     ConnectionLost,
     WorkerLost,
+    as_completed,
     calls,
     slot,
     transport,
@@ -194,6 +195,11 @@ def call_everything(bus: Bus) -> None:
     assert bus.get_async_result(result.id).get() == 26
     assert (result.done(), result.cancel()) == (True, False)
     assert bus.square.run(5).get() == 25
+    assert list(bus.square.map(range(100))) == [n * n for n in range(100)]
+    # Now these call nobody who may be busy with another of them.
+    assert list(bus.outer.map(range(100))) == [n * n + 1 for n in range(100)]
+    runs = [bus.outer.run(n) for n in range(20)]
+    assert {result.get() for result in as_completed(runs)} == {n * n + 1 for n in range(20)}
     assert bus.square.clear_cache(3)
     bus.square.clear_all_cache()
     assert not bus.square.clear_cache(5)
@@ -283,6 +289,37 @@ def test_an_inbox_that_may_not_be_subscribed_is_an_error_in_the_words_of_redis(
 
     with pytest.raises(BusError, match=r"refused: .*channel"):
         asyncio.run(call())
+
+
+@pytest.mark.parametrize("lacks", ["subscribe", "sadd", "channels"])
+def test_who_may_not_be_told_of_outcomes_is_told_what_as_completed_needs(
+    users: Users, bus: Bus, caller: Bus, lacks: str
+) -> None:
+    register(bus)
+    assert bus.get_method("plain")
+    if lacks == "channels":
+        bus.conn.execute_command("ACL", "SETUSER", "caller", "resetchannels")
+    else:
+        users["caller"].make(lacks)
+    results = [caller.plain.run(n) for n in range(2)]
+    text = r"^as_completed: Redis at .* refused: .*takes the commands SUBSCRIBE and SADD, and the"
+    with pytest.raises(BusError, match=text):
+        list(as_completed(results))
+    bus.serve_once()
+    # What is done is known without it, and so is all else.
+    assert {result.get() for result in as_completed(results)} == {0, 1}
+
+
+@pytest.mark.parametrize("name", ["plain", "quad"])
+def test_a_caller_withdraws_what_map_leaves_over(users: Users, bus: Bus, name: str) -> None:
+    register(bus)
+    assert bus.get_method(name)
+    with users["caller"].bus() as caller:
+        values = caller[name].map(range(5))
+        assert bus.conn.llen(bus[name].target.route.queue) == 5
+        del values
+        assert bus.serve_once() == 0
+    assert users["caller"].refused() == set()
 
 
 @pytest.mark.usefixtures("quick")

@@ -1,0 +1,133 @@
+"""One call of a fan-out: how it is made ready and sent, and what is known of it since."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from . import nested, outcome
+from .calls import (
+    _CANCELLED,
+    Source,
+    _check_leader,
+    _lost_message,
+    _prepare,
+    _raise_refusal,
+    new_job_id,
+)
+from .deadline import Deadline
+from .entries import Mode
+from .errors import BusError, ConnectionLost
+from .protocol import LEASE_MS, Command
+from .steps import Steps
+from .target import Args, Options, ShownCall, Target
+from .transport import is_unreachable
+from .waiting import Ticket
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class MappedCall:
+    """A call in the window of a fan-out. Sent or not, its turn decides what becomes of it.
+
+    An uncached job is of the mode of a run: its outcome is kept for a consumer that is slow. With
+    a key or without, it can be withdrawn until a worker takes it.
+    """
+
+    args: Args
+    shown: ShownCall
+    target: Target | None = None
+    key: bytes | None = None
+    body: bytes = b""
+    job: str = ""  # its own; it may wait for another's
+    deadline: Deadline | None = None
+    ticket: Ticket | None = None  # what it waits for, once it was sent
+    entry: bytes | None = None  # what was in the cache
+    found: bytes | None = None  # its outcome
+    error: Exception | None = None
+
+    @property
+    def is_unsent(self) -> bool:
+        return self.ticket is None and self.entry is None and self.error is None
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether its outcome is still to be read from Redis."""
+        return self.ticket is not None and self.found is None and self.error is None
+
+    @property
+    def has_failed(self) -> bool:
+        return self.error is not None or (self.found is not None and outcome.is_error(self.found))
+
+    def prepare(self, source: Source, options: Options) -> Steps[bool]:
+        """Bind and encode it. Returns whether it has time left, in which it can be sent."""
+        self.target, self.key, self.body = yield from _prepare(source, self.args, {}, None)
+        timeout = options.timeout if options.has_timeout else self.target.timeout
+        self.deadline = Deadline(timeout)
+        return self.deadline.left() != 0.0
+
+    def send(self, options: Options) -> Command:
+        """Return what sends it, under a job id of its own."""
+        assert self.target is not None
+        assert self.deadline is not None
+        self.job, body, self.body = new_job_id(), self.body, b""
+        return self.target.route.call(
+            self.job,
+            body,
+            mode=Mode.RUN if self.key is None else Mode.ASYNC,
+            budget_ms=self.deadline.left_ms(),
+            key=self.key,
+            fail_fast=options.fail_fast,
+            but=nested.busy_worker(self.target.route),
+        )
+
+    def cancel(self) -> Command:
+        """Return what withdraws its own job, where nobody has taken or joined it."""
+        assert self.target is not None
+        return self.target.route.cancel(self.job, self._flight(), _CANCELLED, keep_ms=LEASE_MS)
+
+    def answered(self, status: Any) -> None:
+        """Take what the script `call` says. A refusal that may pass leaves it unsent."""
+        target = self.target
+        assert target is not None
+        route, again = target.route, target.may_run_twice
+        try:
+            match status:
+                case [b"hit", bytes(entry)]:
+                    self.entry = entry
+                case [b"joined", bytes(leader)]:
+                    _check_leader(leader.decode(), self.shown)
+                    job = leader.decode()
+                    self.ticket = Ticket(route, job, 0, self.shown, self._flight(), again)
+                case [b"queued", bytes(own), int(now), *foreign]:
+                    job = own.decode()
+                    self.ticket = Ticket(route, job, now, self.shown, self._flight(), again)
+                    if foreign:
+                        text = "its cached value is not ours, and is overwritten"
+                        logger.warning("%s: %s", self.shown, text)
+                case [b"full"]:
+                    pass  # there is room once those before it were taken
+                case _:
+                    _raise_refusal(status, target, self.shown)
+        except BusError as error:
+            self.error = error
+
+    def refused(self, error: BusError) -> bool:
+        """Take an error of Redis or of the connection. Returns whether it may be enqueued."""
+        target = self.target
+        assert target is not None
+        if not isinstance(error, ConnectionLost):
+            self.error = error
+            return False
+        if is_unreachable(error):
+            return False
+        if not target.may_run_twice:
+            self.error = ConnectionLost(_lost_message(self.shown, target, error))
+            self.error.__cause__ = error
+        return True
+
+    def _flight(self) -> bytes | None:
+        assert self.target is not None
+        return None if self.key is None else self.target.route.flight(self.key)
