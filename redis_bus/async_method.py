@@ -11,20 +11,20 @@ from . import async_dead_letters, async_fan_out, calls, forks, outcome, waiting
 from .async_dead_letters import AsyncDeadLetter
 from .async_transport import BusClosed
 from .context import headers
-from .deadline import Deadline, check_seconds
+from .deadline import Deadline
 from .directory import UnknownMethod
 from .errors import BusError, ConnectionLost
 from .fan_out import DEFAULT_WINDOW
 from .middleware import Call
 from .protocol import Route
+from .result import JobResult
 from .steps import Steps
-from .target import Args, Kwargs, Options, ShownCall, Target, empty_signature
+from .target import KEEP, Args, Kwargs, Options, ShownCall, Target, empty_signature
 from .transport import is_unreachable
 
 if TYPE_CHECKING:
     from .async_core import AsyncCore
 
-_KEEP: Any = object()
 # After which times (s) a look-up is tried again whose connection was lost.
 LOOK_UP_PAUSES = (0.02, 0.1, 0.3)
 
@@ -112,20 +112,12 @@ class AsyncMethod:
     def options(
         self,
         *,
-        timeout: float | None = _KEEP,
-        fail_fast: bool = _KEEP,
-        allow: tuple[type[BaseException], ...] = _KEEP,
+        timeout: float | None = KEEP,
+        fail_fast: bool = KEEP,
+        allow: tuple[type[BaseException], ...] = KEEP,
     ) -> AsyncMethod:
         """Return this method with other settings. See `Method.options`."""
-        if timeout is not _KEEP:
-            check_seconds("timeout", timeout)
-        now = self._options
-        chosen = Options(
-            timeout=now.timeout if timeout is _KEEP else timeout,
-            has_timeout=now.has_timeout or timeout is not _KEEP,
-            fail_fast=now.fail_fast if fail_fast is _KEEP else fail_fast,
-            allow=now.allow if allow is _KEEP else tuple(allow),
-        )
+        chosen = self._options.changed(timeout=timeout, fail_fast=fail_fast, allow=allow)
         method = AsyncMethod(self._core, self.__name__, chosen)
         if self._target is not None:
             method.adopt(self._target)
@@ -194,21 +186,14 @@ class AsyncMethod:
         return f"<async method {self.__name__}{self.__signature__} of bus {self._core.name!r}>"
 
 
-class AsyncRun:
+class AsyncRun(JobResult):
     """The result of a ``run`` on an `AsyncBus`: `AsyncResult`, awaited."""
 
     def __init__(
         self, core: AsyncCore, route: Route, job: str, allow: tuple[type[BaseException], ...] = ()
     ) -> None:
+        super().__init__(core.name, route, job, allow)
         self._core = core
-        self._route = route
-        self._job = job
-        self._allow = allow
-
-    @property
-    def id(self) -> str:
-        """Text that names this result in any process: ``<service>:<method>:<job>``."""
-        return f"{self._route.service.prefix}:{self._route.method}:{self._job}"
 
     async def get(self, timeout: float | None = None) -> Any:
         """Return the value, or raise what the function raised. See `AsyncResult.get`."""
@@ -223,9 +208,3 @@ class AsyncRun:
     async def cancel(self) -> bool:
         """Withdraw the job. See `AsyncResult.cancel`."""
         return await self._core.drive(calls.cancel(self._ticket()))
-
-    def _ticket(self) -> waiting.Ticket:
-        return waiting.Ticket(self._route, self._job, 0, f"{self._route.method} (job {self._job})")
-
-    def __repr__(self) -> str:
-        return f"<result {self.id!r} of bus {self._core.name!r}>"

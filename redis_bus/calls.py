@@ -34,7 +34,7 @@ from .waiting import FIRST_SLICE_SECONDS, FlightLostError, Ticket, slice_of, wai
 logger = logging.getLogger(__name__)
 
 # The outcome of a job whose caller went away, which so nobody reads.
-_CANCELLED = outcome.encode_error(Cancelled("its caller went away"), trace="")
+CANCELLED = outcome.encode_error(Cancelled("its caller went away"), trace="")
 # How often a call is begun anew: registrations that change, connections that are lost.
 MAX_TRIES = 5
 
@@ -78,10 +78,10 @@ def call(
     found: bytes | _Hit | None
     lost: ConnectionLost | None = None
     for attempt in range(MAX_TRIES):
-        target, key, body = yield from _prepare(source, args, kwargs, seen)
+        target, key, body = yield from prepare(source, args, kwargs, seen)
         shown = ShownCall(target.name, args, kwargs)
         if deadline.left() == 0.0 and lost is not None:
-            raise ConnectionLost(_lost_message(shown, target, lost)) from lost
+            raise ConnectionLost(lost_message(shown, target, lost)) from lost
         if deadline.left() == 0.0 and attempt > 0:
             text = f"{shown}: no reply in {deadline.budget:.3g} s; its job was lost, or refused as"
             raise CallTimeout(f"{text} of another registration, and no time is left to try again")
@@ -95,13 +95,13 @@ def call(
                 found = yield from made
         except ConnectionLost as error:
             if attempt == MAX_TRIES - 1 or not target.may_run_twice or is_unreachable(error):
-                raise ConnectionLost(_lost_message(shown, target, error)) from error
+                raise ConnectionLost(lost_message(shown, target, error)) from error
             lost = error
             continue
         if found is None:
             continue
         if isinstance(found, bytes):
-            return _decode(found, target, shown, options)
+            return decode_outcome(found, target, shown, options)
         cached = parse_entry(found.entry)
         if not outcome.is_error(cached):  # which is never cached
             with contextlib.suppress(ProtocolError, SerializationError):
@@ -119,7 +119,7 @@ def run(
     It waits for a worker as long as that takes, unless the options give it a timeout.
     """
     for _ in range(MAX_TRIES):
-        target, key, body = yield from _prepare(source, args, kwargs, seen)
+        target, key, body = yield from prepare(source, args, kwargs, seen)
         shown = ShownCall(target.name, args, kwargs)
         job, deadline = new_job_id(), Deadline(options.timeout)
         command = target.route.call(
@@ -142,8 +142,8 @@ def run(
             case [[b"hit", *_]]:
                 return job
             case [status]:
-                _raise_refusal(status, target, shown)
-        yield from _renew(source, target)
+                raise_refusal(status, target, shown)
+        yield from renew(source, target)
     raise BusError(f"{source.target.name}: it is registered anew again and again")
 
 
@@ -155,7 +155,7 @@ def clear(source: Source, args: Args, kwargs: Kwargs) -> Steps[bool]:
             status = (yield ask(target.route.clear(key)))[0]
             if status != b"stale":
                 return bool(status == b"cleared")
-        yield from _renew(source, target)
+        yield from renew(source, target)
         if source.target.key is None:
             raise TypeError(f"{target.name}() has no cache_key: nothing of it is cached")
     raise BusError(f"{source.target.name}: it is registered anew again and again")
@@ -186,7 +186,7 @@ def cancel(ticket: Ticket) -> Steps[bool]:
         raise ConnectionLost(f"{ticket.shown}: {error}; it may be cancelled, or not") from error
 
 
-def _prepare(
+def prepare(
     source: Source, args: Args, kwargs: Kwargs, seen: Call | None
 ) -> Steps[tuple[Target, bytes | None, bytes]]:
     """Return what is called, under which cache key, and the arguments as bytes."""
@@ -239,8 +239,8 @@ def _call_alone(
     status, reply = yield Request((command,), timeout, wait=slice_, withdraw=withdraw)
     _note_status(seen, status)
     if status[0] != b"queued":
-        _raise_refusal(status, target, shown)
-        yield from _renew(source, target)
+        raise_refusal(status, target, shown)
+        yield from renew(source, target)
         return None
     if reply is not None:
         return bytes(reply)
@@ -282,15 +282,15 @@ def _call_keyed(
         case [b"hit", bytes(entry)]:
             return _Hit(entry)
         case [b"joined", bytes(leader)]:
-            _check_leader(leader.decode(), shown)
+            check_leader(leader.decode(), shown)
             ticket = Ticket(target.route, leader.decode(), 0, shown, flight, again)
         case [b"queued", bytes(own), int(now), *foreign]:
             ticket = Ticket(target.route, own.decode(), now, shown, flight, again, withdraw)
             if foreign:
                 logger.warning("%s: its cached value is not ours, and is overwritten", shown)
         case _:
-            _raise_refusal(status, target, shown)
-            yield from _renew(source, target)
+            raise_refusal(status, target, shown)
+            yield from renew(source, target)
             return None
     try:
         return (yield from wait(ticket, deadline))
@@ -302,10 +302,10 @@ def _withdraw(source: Source, target: Target, job: str, flight: bytes | None) ->
     """What withdraws a job that nobody has taken or joined, for callers that may go away."""
     if not source.listens:
         return None
-    return target.route.cancel(job, flight, _CANCELLED, keep_ms=LEASE_MS)
+    return target.route.cancel(job, flight, CANCELLED, keep_ms=LEASE_MS)
 
 
-def _decode(found: bytes, target: Target, shown: ShownCall, options: Options) -> object:
+def decode_outcome(found: bytes, target: Target, shown: ShownCall, options: Options) -> object:
     """Return the value of a call's outcome, or raise its exception."""
     try:
         return outcome.decode(found, target.serializer, options.allow)
@@ -315,7 +315,7 @@ def _decode(found: bytes, target: Target, shown: ShownCall, options: Options) ->
         raise WorkerLost(f"{shown}:{text}") from error.__cause__
 
 
-def _check_leader(leader: str, shown: ShownCall | str) -> None:
+def check_leader(leader: str, shown: ShownCall | str) -> None:
     """Raise Deadlock where a call would wait for the job that makes it."""
     if leader == nested.current_job():
         raise Deadlock(f"{shown}: deadlock: it waits for the very job that makes this call")
@@ -328,7 +328,7 @@ def _discard(target: Target, key: bytes, entry: bytes, shown: ShownCall | str) -
         logger.warning("%s: its cached value is not ours, and is forgotten", shown)
 
 
-def _renew(source: Source, target: Target) -> Steps[None]:
+def renew(source: Source, target: Target) -> Steps[None]:
     """Learn the newer registration, or make the one that stands in the registry current."""
     newer = yield from source.refreshed()
     if newer.etag == target.etag:
@@ -336,7 +336,7 @@ def _renew(source: Source, target: Target) -> Steps[None]:
         yield ask(service.publish(newer.name, newer.etag, newer.shape))
 
 
-def _raise_refusal(status: list[Any], target: Target, shown: ShownCall | str) -> None:
+def raise_refusal(status: list[Any], target: Target, shown: ShownCall | str) -> None:
     match status:
         case [b"full"]:
             limit = target.descriptor.max_queue
@@ -354,7 +354,7 @@ def _raise_refusal(status: list[Any], target: Target, shown: ShownCall | str) ->
     raise ProtocolError(f"{shown}: the script 'call' answered {status!r}")
 
 
-def _lost_message(shown: ShownCall | str, target: Target, error: ConnectionLost) -> str:
+def lost_message(shown: ShownCall | str, target: Target, error: ConnectionLost) -> str:
     if target.may_run_twice or is_unreachable(error):
         return f"{shown}: {error}"
     return f"{shown}: {error}; it is unknown whether it ran, so it is not sent again"

@@ -17,7 +17,7 @@ from .result import AsyncResult
 from .steps import Steps, ask
 from .sweep import sweep
 from .transport import LEAST_SECONDS, READ_SECONDS, Link, Transport, refusal
-from .waiting import AFTER_LEASE_SECONDS, FIRST_SLICE_SECONDS, MAX_MOVES, _Away
+from .waiting import AFTER_LEASE_SECONDS, FIRST_SLICE_SECONDS, MAX_MOVES, Away
 
 if TYPE_CHECKING:
     from .core import Core
@@ -113,7 +113,7 @@ class _Completion:
 
     def _listen(self) -> None:
         """Have all outcomes told that are not there yet; Redis may be away for a while."""
-        away = _Away()
+        away = Away()
         while True:
             try:
                 self._ask(self._inbox.open(self._left(READ_SECONDS)), list(self._waiting))

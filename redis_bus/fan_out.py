@@ -13,12 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from . import outcome
-from .calls import (
-    MAX_TRIES,
-    _decode,
-    _renew,
-    call,
-)
+from .calls import MAX_TRIES, call, decode_outcome, renew
 from .deadline import Deadline, check_seconds
 from .entries import parse_entry
 from .errors import (
@@ -31,7 +26,6 @@ from .errors import (
 )
 from .mapped_call import MappedCall
 from .protocol import MOVED_TAG, Command
-from .steps import Steps, ask
 from .target import Args, Options, ShownCall
 from .waiting import FIRST_SLICE_SECONDS, FlightLostError, slice_of, wait
 
@@ -152,7 +146,7 @@ class Window:
                 break
             assert batch[0].target is not None
             try:
-                self._core.drive(_renew(self._method, batch[0].target))
+                self._core.drive(renew(self._method, batch[0].target))
             except BusError:
                 break  # the plain call, at its turn, says what is wrong
         self._holds = any(one.is_unsent for one in self._calls)
@@ -262,7 +256,7 @@ class Window:
             raise one.error
         assert one.found is not None
         assert one.target is not None
-        return _decode(one.found, one.target, one.shown, self._options)
+        return decode_outcome(one.found, one.target, one.shown, self._options)
 
     def _is_gone(self, one: MappedCall) -> bool:
         """Whether nothing is left of a cached call, whose outcome is not kept for long."""
@@ -272,7 +266,7 @@ class Window:
         if one.found is not None or deadline.passed() < OLD_SECONDS:
             return False
         look = ticket.route.service.look(ticket.job)
-        flown, found = self._core.drive(_ask(("GET", ticket.flight), look))
+        flown, found = self._core.transport.ask(("GET", ticket.flight), look)
         return found is None and not (flown or b"").startswith(ticket.job.encode() + b" ")
 
     def _call_now(self, one: MappedCall) -> object:
@@ -387,7 +381,3 @@ class Window:
     def _unlink(self) -> list[Command]:
         read, self._read = self._read, []
         return [("UNLINK", *read)] if read else []
-
-
-def _ask(*commands: Command) -> Steps[list[Any]]:
-    return (yield ask(*commands))

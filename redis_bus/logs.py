@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from .errors import ProtocolError, SerializationError
 from .frames import user_trace
 from .middleware import Call, Middleware, Run
 
@@ -22,7 +23,10 @@ class LogRuns(Middleware):
             logger.debug("%s ran for %.1f ms, after %.0f ms in its queue", run, took, waited)
 
     def run_failed(self, run: Run, error: BaseException) -> None:
-        logger.warning("%s raised %s", run, type(error).__name__)
+        if isinstance(error, (SerializationError, ProtocolError)):
+            logger.error("%s: %s", run, error)  # of a value that cannot be sent: which, and why
+        else:
+            logger.warning("%s raised %s", run, type(error).__name__)
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("%s", user_trace(error))
 

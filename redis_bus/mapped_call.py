@@ -8,13 +8,13 @@ from typing import Any
 
 from . import nested, outcome
 from .calls import (
-    _CANCELLED,
+    CANCELLED,
     Source,
-    _check_leader,
-    _lost_message,
-    _prepare,
-    _raise_refusal,
+    check_leader,
+    lost_message,
     new_job_id,
+    prepare,
+    raise_refusal,
 )
 from .deadline import Deadline
 from .entries import Mode
@@ -63,7 +63,7 @@ class MappedCall:
 
     def prepare(self, source: Source, options: Options) -> Steps[bool]:
         """Bind and encode it. Returns whether it has time left, in which it can be sent."""
-        self.target, self.key, self.body = yield from _prepare(source, self.args, {}, None)
+        self.target, self.key, self.body = yield from prepare(source, self.args, {}, None)
         timeout = options.timeout if options.has_timeout else self.target.timeout
         self.deadline = Deadline(timeout)
         return self.deadline.left() != 0.0
@@ -86,7 +86,7 @@ class MappedCall:
     def cancel(self) -> Command:
         """Return what withdraws its own job, where nobody has taken or joined it."""
         assert self.target is not None
-        return self.target.route.cancel(self.job, self._flight(), _CANCELLED, keep_ms=LEASE_MS)
+        return self.target.route.cancel(self.job, self._flight(), CANCELLED, keep_ms=LEASE_MS)
 
     def answered(self, status: Any) -> None:
         """Take what the script `call` says. A refusal that may pass leaves it unsent."""
@@ -98,7 +98,7 @@ class MappedCall:
                 case [b"hit", bytes(entry)]:
                     self.entry = entry
                 case [b"joined", bytes(leader)]:
-                    _check_leader(leader.decode(), self.shown)
+                    check_leader(leader.decode(), self.shown)
                     job = leader.decode()
                     self.ticket = Ticket(route, job, 0, self.shown, self._flight(), again)
                 case [b"queued", bytes(own), int(now), *foreign]:
@@ -110,7 +110,7 @@ class MappedCall:
                 case [b"full"]:
                     pass  # there is room once those before it were taken
                 case _:
-                    _raise_refusal(status, target, self.shown)
+                    raise_refusal(status, target, self.shown)
         except BusError as error:
             self.error = error
 
@@ -124,7 +124,7 @@ class MappedCall:
         if is_unreachable(error):
             return False
         if not target.may_run_twice:
-            self.error = ConnectionLost(_lost_message(self.shown, target, error))
+            self.error = ConnectionLost(lost_message(self.shown, target, error))
             self.error.__cause__ = error
         return True
 

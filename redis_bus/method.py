@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 from . import calls, dead_letters, fan_out, forks
 from .context import headers
 from .dead_letters import DeadLetter
-from .deadline import check_seconds
 from .middleware import Call
 from .result import AsyncResult
 from .steps import Steps
-from .target import Args, Kwargs, Options, Target, empty_signature
+from .target import KEEP, Args, Kwargs, Options, Target, empty_signature
 
 if TYPE_CHECKING:
     from .core import Core
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_KEEP: Any = object()
 
 
 class Method(Generic[P, R]):
@@ -118,9 +116,9 @@ class Method(Generic[P, R]):
     def options(
         self,
         *,
-        timeout: float | None = _KEEP,
-        fail_fast: bool = _KEEP,
-        allow: tuple[type[BaseException], ...] = _KEEP,
+        timeout: float | None = KEEP,
+        fail_fast: bool = KEEP,
+        allow: tuple[type[BaseException], ...] = KEEP,
     ) -> Method[P, R]:
         """Return this method with other settings for the calls made through what is returned.
 
@@ -130,15 +128,7 @@ class Method(Generic[P, R]):
 
         Raises TypeError and ValueError for a timeout that is no number of seconds.
         """
-        if timeout is not _KEEP:
-            check_seconds("timeout", timeout)
-        now = self._options
-        chosen = Options(
-            timeout=now.timeout if timeout is _KEEP else timeout,
-            has_timeout=now.has_timeout or timeout is not _KEEP,
-            fail_fast=now.fail_fast if fail_fast is _KEEP else fail_fast,
-            allow=now.allow if allow is _KEEP else tuple(allow),
-        )
+        chosen = self._options.changed(timeout=timeout, fail_fast=fail_fast, allow=allow)
         method: Method[P, R] = Method(self._core, self.__name__, chosen)
         method.adopt(self.target)
         return method

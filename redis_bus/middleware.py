@@ -16,27 +16,19 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-class Call:
-    """A call that this process makes, as middleware sees it.
+class Event:
+    """What both sides of a call know of it: what is called, its headers, and when it began."""
 
-    ``kind``: 'call', or 'run' for a call that only enqueues. ``headers`` travel with it; what is
-    put into them before the call does, too. ``status``, known after it: 'hit' (from the cache),
-    'joined' (the run of another caller), 'queued', or the word of a refusal; '' where it did not
-    come so far. ``notes`` are for what a middleware keeps from one hook to the other.
-    """
-
-    __slots__ = ("args", "bus", "headers", "kind", "kwargs", "method", "notes", "started", "status")
+    __slots__ = ("args", "bus", "headers", "kwargs", "method", "notes", "started")
 
     def __init__(
-        self, bus: str, method: str, args: Args, kwargs: Kwargs, headers: dict[str, str], kind: str
+        self, bus: str, method: str, args: Args, kwargs: Kwargs, headers: dict[str, str]
     ) -> None:
         self.bus = bus
         self.method = method
         self.args = args
         self.kwargs = kwargs
         self.headers = headers
-        self.kind = kind
-        self.status = ""
         self.notes: dict[Any, Any] = {}
         self.started = time.perf_counter()
 
@@ -49,25 +41,33 @@ class Call:
         return str(ShownCall(self.method, self.args, self.kwargs))
 
 
-class Run:
+class Call(Event):
+    """A call that this process makes, as middleware sees it.
+
+    ``kind``: 'call', or 'run' for a call that only enqueues. ``headers`` travel with it; what is
+    put into them before the call does, too. ``status``, known after it: 'hit' (from the cache),
+    'joined' (the run of another caller), 'queued', or the word of a refusal; '' where it did not
+    come so far. ``notes`` are for what a middleware keeps from one hook to the other.
+    """
+
+    __slots__ = ("kind", "status")
+
+    def __init__(
+        self, bus: str, method: str, args: Args, kwargs: Kwargs, headers: dict[str, str], kind: str
+    ) -> None:
+        super().__init__(bus, method, args, kwargs, headers)
+        self.kind = kind
+        self.status = ""
+
+
+class Run(Event):
     """A job that this process runs, as middleware sees it.
 
     ``job`` is its id, ``attempt`` 1 unless a worker died of it before, ``waited`` how long it was
     queued (s). ``headers`` came with it. ``notes`` are as those of a `Call`.
     """
 
-    __slots__ = (
-        "args",
-        "attempt",
-        "bus",
-        "headers",
-        "job",
-        "kwargs",
-        "method",
-        "notes",
-        "started",
-        "waited",
-    )
+    __slots__ = ("attempt", "job", "waited")
 
     def __init__(
         self,
@@ -81,28 +81,16 @@ class Run:
         attempt: int,
         waited: float,
     ) -> None:
-        self.bus = bus
-        self.method = method
-        self.args = args
-        self.kwargs = kwargs
-        self.headers = headers
+        super().__init__(bus, method, args, kwargs, headers)
         self.job = job
         self.attempt = attempt
         self.waited = waited
-        self.notes: dict[Any, Any] = {}
-        self.started = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """How long it has run so far."""
-        return time.perf_counter() - self.started
-
-    def __str__(self) -> str:
-        return str(ShownCall(self.method, self.args, self.kwargs))
 
 
 class Middleware:
     """Hooks around calls and runs: override those you need, append an object to ``bus.middleware``.
+
+    The calls of a blocking ``map`` have no hooks on the caller's side.
 
     Those before come in the order of the list, the others in its reverse; each ``before`` that
     returned is followed by one of its two others. What a ``before`` raises is raised to the caller,
@@ -136,7 +124,6 @@ class Hooks:
 
     def __init__(self, chain: Iterable[Middleware], before: str, after: str, failed: str) -> None:
         names = (before, after, failed)
-        self._before_name = before
         # Those that override none of the three cost nothing.
         self._hooks = [
             (getattr(one, before), getattr(one, after), getattr(one, failed))

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from .core import Core
 
 
-class AsyncResult:
-    """What `Method.run` returns; `Bus.get_async_result` makes the same of its ``id``."""
+class JobResult:
+    """The result of a job, by its id: what both kinds of bus give for a ``run``."""
 
     def __init__(
-        self, core: Core, route: Route, job: str, allow: tuple[type[BaseException], ...] = ()
+        self, bus: str, route: Route, job: str, allow: tuple[type[BaseException], ...] = ()
     ) -> None:
-        self._core = core
+        self._bus = bus
         self._route = route
         self._job = job
         self._allow = allow
@@ -28,6 +28,22 @@ class AsyncResult:
     def id(self) -> str:
         """Text that names this result in any process: ``<service>:<method>:<job>``."""
         return f"{self._route.service.prefix}:{self._route.method}:{self._job}"
+
+    def _ticket(self) -> waiting.Ticket:
+        return waiting.Ticket(self._route, self._job, 0, f"{self._route.method} (job {self._job})")
+
+    def __repr__(self) -> str:
+        return f"<result {self.id!r} of bus {self._bus!r}>"
+
+
+class AsyncResult(JobResult):
+    """What `Method.run` returns; `Bus.get_async_result` makes the same of its ``id``."""
+
+    def __init__(
+        self, core: Core, route: Route, job: str, allow: tuple[type[BaseException], ...] = ()
+    ) -> None:
+        super().__init__(core.name, route, job, allow)
+        self._core = core
 
     def get(self, timeout: float | None = None) -> Any:
         """Return the value, or raise what the function raised; again and again, if you like.
@@ -51,12 +67,6 @@ class AsyncResult:
         callers wait for the same cached value.
         """
         return self._core.drive(calls.cancel(self._ticket()))
-
-    def _ticket(self) -> waiting.Ticket:
-        return waiting.Ticket(self._route, self._job, 0, f"{self._route.method} (job {self._job})")
-
-    def __repr__(self) -> str:
-        return f"<result {self.id!r} of bus {self._core.name!r}>"
 
 
 def parse_id(bus: str, text: str, keep_ms: int) -> tuple[Route, str]:

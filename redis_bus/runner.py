@@ -99,23 +99,25 @@ class Runner:
 
         Raises StopNow, and nothing else: whatever the function raises is an outcome.
         """
-        served = self._served[name]
-        serializer = served.target.serializer
+        target = self._served[name].target
         shown: ShownCall | str = name
+        # What comes before the hooks is logged here, the rest by the middleware that logs.
         try:
-            given = arguments.decode(job.body, serializer)
+            given = arguments.decode(job.body, target.serializer)
             shown = ShownCall(name, given.args, given.kwargs)
-            if job.etag != served.target.etag:
-                _check_fit(served.target, given)
+            if job.etag != target.etag:
+                _check_fit(target, given)
+        except StopNow:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a serializer of the user's, too
+            logger.error("%s: %s", shown, error)
+            return self._failed(error, shown)
+        try:
             return contextvars.copy_context().run(self._carry_out, name, job, given, start)
         except StopNow:
             raise
-        except (SerializationError, ProtocolError, _Mismatch) as error:
-            logger.error("%s: %s", shown, error)
-            kind = BusError if isinstance(error, _Mismatch) else type(error)
-            return outcome.encode_error(kind(f"{shown}: {error}"), user_trace(error))
         except BaseException as error:  # noqa: BLE001 - also SystemExit: a function stops no worker
-            return self._failed(error)
+            return self._failed(error, shown)
 
     def lost(self, name: str) -> bytes:
         """The outcome of a job whose worker was told to stop at once."""
@@ -193,8 +195,12 @@ class Runner:
             self._running = False
         return value
 
-    def _failed(self, error: BaseException) -> bytes:
+    def _failed(self, error: BaseException, shown: ShownCall | str) -> bytes:
         trace = user_trace(error)
+        if isinstance(error, (SerializationError, ProtocolError, _Mismatch)):
+            # Of a value that cannot be sent, say: it does not name the call by itself.
+            kind = BusError if isinstance(error, _Mismatch) else type(error)
+            return outcome.encode_error(kind(f"{shown}: {error}"), trace)
         if self._debug:
             sys.stderr.write(f"{trace}\n")
             self._examine(user_frames(error))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import arguments, cache_key, codec, signature
+from .deadline import check_seconds
 from .descriptor import Descriptor
 from .entries import MAX_ATTEMPTS
 from .errors import BusError, ProtocolError, SerializationError
@@ -16,6 +17,7 @@ from .protocol import Route, Service, check_method_name, check_prefix
 _SHOWN_CHARACTERS = 80
 Args = tuple[object, ...]
 Kwargs = Mapping[str, object]
+KEEP: Any = object()  # a setting of a call that is not changed
 
 
 class Target:
@@ -136,6 +138,23 @@ class Options:
     has_timeout: bool = False
     fail_fast: bool = False
     allow: tuple[type[BaseException], ...] = ()
+
+    def changed(
+        self,
+        *,
+        timeout: float | None = KEEP,
+        fail_fast: bool = KEEP,
+        allow: tuple[type[BaseException], ...] = KEEP,
+    ) -> Options:
+        """Return these settings with others. Raises TypeError, ValueError for a wrong timeout."""
+        if timeout is not KEEP:
+            check_seconds("timeout", timeout)
+        return Options(
+            timeout=self.timeout if timeout is KEEP else timeout,
+            has_timeout=self.has_timeout or timeout is not KEEP,
+            fail_fast=self.fail_fast if fail_fast is KEEP else fail_fast,
+            allow=self.allow if allow is KEEP else tuple(allow),
+        )
 
 
 def empty_signature() -> inspect.Signature:

@@ -61,7 +61,7 @@ def wait(ticket: Ticket, deadline: Deadline, *, has_waited: bool = False) -> Ste
     serves; after each, the call looks after workers that died, and whether its job is still known.
     """
     watch, longest = _Watch(ticket, deadline), FIRST_SLICE_SECONDS
-    service, moves, away = ticket.route.service, 0, _Away()
+    service, moves, away = ticket.route.service, 0, Away()
     while True:
         is_late = deadline.left() == 0.0
         try:
@@ -83,7 +83,7 @@ def wait(ticket: Ticket, deadline: Deadline, *, has_waited: bool = False) -> Ste
             logger.debug("%s: %s; trying again", ticket.shown, error)
             yield Request((), pause=pause)
             continue
-        away = _Away()
+        away = Away()
         if reply is None and is_late:
             raise (yield from _too_late(ticket, watch.job, deadline))
         if reply is None:
@@ -94,7 +94,7 @@ def wait(ticket: Ticket, deadline: Deadline, *, has_waited: bool = False) -> Ste
             return bytes(reply)
 
 
-class _Away:
+class Away:
     """How long Redis has been away, and how long to wait before it is tried again."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import redis_bus
-from redis_bus import AsyncBus, Bus, BusError, CallTimeout, Middleware, WorkerLost
+from redis_bus import AsyncBus, Bus, BusError, CallTimeout, Middleware, ProtocolError, WorkerLost
 from redis_bus import arguments as wire
 from redis_bus.codec import get_serializer
 from redis_bus.context import MAX_BYTES, checked
@@ -547,3 +547,42 @@ def test_runs_and_calls_are_logged_by_middleware(
     with serving(worker), pytest.raises(ValueError, match="5"):
         bus.half(5)
     assert not [record for record in caplog.records if record.name == "redis_bus.logs"]
+
+
+def test_arguments_that_a_serializer_cannot_read_are_logged_and_reach_no_hook(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Odd:
+        @staticmethod
+        def dumps(value: object) -> bytes:
+            return b"odd"
+
+        @staticmethod
+        def loads(data: bytes) -> object:
+            raise RuntimeError("cannot read this")
+
+    notes = Notes()
+    with Bus("test", url=url, serializer=Odd()) as bus:
+        bus.middleware.append(notes)
+        bus.register("note")(lambda: None)
+        with serving(bus), pytest.raises(ProtocolError, match=r"note: cannot decode .* read this"):
+            bus.note()
+    said = [record.getMessage() for record in caplog.records if record.name == "redis_bus.runner"]
+    assert len(said) == 1
+    assert said[0].startswith("note: cannot decode")
+    assert [what for what, _, _ in notes.seen if "run" in what] == []
+
+
+def test_headers_travel_with_the_calls_of_a_map(bus: Bus, url: str) -> None:
+    bus.register("plain")(lambda n: redis_bus.headers())
+    bus.register("keyed", cache_key="{n}")(lambda n: redis_bus.headers())
+    sent = {"trace": "4bf9"}
+
+    async def mapped(name: str) -> list[object]:
+        async with AsyncBus("test", url=url) as far:
+            return [value async for value in far[name].map([3, 4])]
+
+    with serving(bus), redis_bus.with_headers(sent):
+        for name in ("plain", "keyed"):
+            assert list(bus[name].map([1, 2])) == [sent, sent]
+            assert run(mapped(name)) == [sent, sent]
