@@ -23,6 +23,8 @@ class LogRuns(Middleware):
             logger.debug("%s ran for %.1f ms, after %.0f ms in its queue", run, took, waited)
 
     def run_failed(self, run: Run, error: BaseException) -> None:
+        if run.was_stopped:
+            return  # as whoever stopped the worker wanted it
         if isinstance(error, (SerializationError, ProtocolError)):
             logger.error("%s: %s", run, error)  # of a value that cannot be sent: which, and why
         else:

@@ -64,10 +64,11 @@ class Run(Event):
     """A job that this process runs, as middleware sees it.
 
     ``job`` is its id, ``attempt`` 1 unless a worker died of it before, ``waited`` how long it was
-    queued (s). ``headers`` came with it. ``notes`` are as those of a `Call`.
+    queued (s). ``headers`` came with it. ``was_stopped``: its worker was told to stop at once while
+    it ran, and it failed of that. ``notes`` are as those of a `Call`.
     """
 
-    __slots__ = ("attempt", "job", "waited")
+    __slots__ = ("attempt", "job", "waited", "was_stopped")
 
     def __init__(
         self,
@@ -85,6 +86,7 @@ class Run(Event):
         self.job = job
         self.attempt = attempt
         self.waited = waited
+        self.was_stopped = False
 
 
 class Middleware:

@@ -172,6 +172,7 @@ class Runner:
             value = self._call(name, given)
             encoded = codec.encode(value, target.serializer, root="result")
         except StopNow:
+            run.was_stopped = True
             hooks.failed(run, WorkerLost(f"{name}: its worker was stopped while it ran"))
             raise
         except BaseException as error:

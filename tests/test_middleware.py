@@ -285,7 +285,9 @@ def test_a_run_knows_its_job_and_a_value_that_cannot_be_sent_is_a_failure(
     assert [what for what, _, _ in notes.seen] == ["before_run", "run_failed"]
 
 
-def test_a_function_that_is_stopped_is_a_run_that_failed(bus: Bus, worker: Bus) -> None:
+def test_a_function_that_is_stopped_is_a_run_that_failed(
+    bus: Bus, worker: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
     notes = Notes()
     worker.middleware.append(notes)
 
@@ -296,6 +298,7 @@ def test_a_function_that_is_stopped_is_a_run_that_failed(bus: Bus, worker: Bus) 
     with serving(worker), pytest.raises(WorkerLost):
         bus.stopped()
     assert notes.seen[1][2].startswith("WorkerLost('stopped: its worker was stopped")
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
