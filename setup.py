@@ -35,6 +35,7 @@ setup(
         "test": [
             *TESTING,
             *RELOAD,
+            "pytest-xdist>=3.5",
             "pexpect>=4.9",
             "ipython>=8",
             "build>=1.2",

