@@ -135,7 +135,7 @@ def run(
             replies = yield Request((command,), timeout)
         except ConnectionLost as error:
             raise ConnectionLost(f"{shown}: {error}; it may be enqueued, or not") from error
-        _note_status(seen, replies[0])
+        note_status(seen, replies[0])
         match replies:
             case [[b"joined" | b"queued", bytes(leader), *_]]:
                 return leader.decode()
@@ -209,7 +209,7 @@ def _bind(source: Source, args: Args, kwargs: Kwargs) -> Steps[tuple[Target, byt
     return target, None if target.key is None else target.key(values)
 
 
-def _note_status(seen: Call | None, status: list[Any]) -> None:
+def note_status(seen: Call | None, status: list[Any]) -> None:
     if seen is not None:
         seen.status = status[0].decode()
 
@@ -237,7 +237,7 @@ def _call_alone(
     withdraw = _withdraw(source, target, job, None)
     slice_ = Wait(service, job, seconds, alone=True, only_if=b"queued")
     status, reply = yield Request((command,), timeout, wait=slice_, withdraw=withdraw)
-    _note_status(seen, status)
+    note_status(seen, status)
     if status[0] != b"queued":
         raise_refusal(status, target, shown)
         yield from renew(source, target)
@@ -277,7 +277,7 @@ def _call_keyed(
     _, timeout = slice_of(deadline, FIRST_SLICE_SECONDS)
     withdraw = _withdraw(source, target, job, flight)
     status = (yield Request((command,), timeout, withdraw=withdraw))[0]
-    _note_status(seen, status)
+    note_status(seen, status)
     match status:
         case [b"hit", bytes(entry)]:
             return _Hit(entry)

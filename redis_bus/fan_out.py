@@ -6,19 +6,19 @@ import contextlib
 import logging
 import os
 import sys
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from . import outcome
-from .calls import MAX_TRIES, call, decode_outcome, renew
+from .calls import call, decode_outcome
 from .deadline import Deadline, check_seconds
 from .entries import parse_entry
 from .errors import (
     BusError,
     CallTimeout,
+    Cancelled,
     ConnectionLost,
     ProtocolError,
     QueueFull,
@@ -26,8 +26,9 @@ from .errors import (
 )
 from .mapped_call import MappedCall
 from .protocol import MOVED_TAG, Command
-from .target import Args, Options, ShownCall
+from .target import Args, Options
 from .waiting import FIRST_SLICE_SECONDS, FlightLostError, slice_of, wait
+from .window import Window
 
 if TYPE_CHECKING:
     from .core import Core
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_WINDOW = 64
-# How many calls are sent in one write, and of about how many bytes at the most.
-CALLS_AT_ONCE = 256
-BYTES_AT_ONCE = 1024 * 1024
 # How many outcomes are looked for behind the first one, at the least.
 LEAST_AHEAD = 4
 # After how many outcomes that were read their reply lists are deleted, in one command.
@@ -70,18 +68,16 @@ def fan_out(
     check_seconds("timeout", timeout)
     check_window(size)
     rows: Iterator[Args] = zip(*iterables, strict=False)
-    window = Window(core, method, options, rows, timeout, size)
-    values = window.values()
+    values = FanOut(core, method, options, rows, timeout, size).values()
     # A generator that was never begun would not end either: nothing would be withdrawn.
     next(values)
     return values
 
 
-class Window:
-    """The calls that are in flight or unread, in the order of the arguments.
+class FanOut:
+    """The values of the calls of a window, each at its turn.
 
-    Uncached jobs are of the mode of runs: their outcomes are kept for a consumer that is slow, and
-    they can be withdrawn. What cannot be sent now is called at its turn, as a plain call is.
+    What was not sent is called at its turn, as a plain call is.
     """
 
     def __init__(
@@ -94,138 +90,36 @@ class Window:
         size: int,
     ) -> None:
         self._core, self._method, self._options = core, method, options
-        self._rows, self._size = rows, size
         self._timeout, self._end = timeout, Deadline(timeout)
-        self._limit = size  # less where the method's queue has no room for so many
-        self._calls: deque[MappedCall] = deque()
-        self._holds = False  # whether some are not sent yet
-        self._failed = False  # then what comes behind is not wanted any more
+        self._window = Window(core, method, options, rows, size, self._end)
         self._ahead = LEAST_AHEAD
         self._read: list[str] = []  # reply lists that nobody else reads
-        self._doubtful: list[Command] = []  # what withdraws jobs that may be enqueued, or not
         self._pid = os.getpid()
 
     def values(self) -> Iterator[Any]:
         """Yield None once the first window was sent, then the values."""
+        window = self._window
         try:
-            self._fill()
+            window.fill()
             yield None
-            while self._calls:
-                value = self._value(self._calls[0])
-                self._calls.popleft()
-                if self._flying() <= self._limit // 2:
-                    self._fill()
+            while window.calls:
+                value = self._turn(window.calls[0])
+                window.pop()
                 yield value
         finally:
-            self._withdraw()
-
-    # -- sending ------------------------------------------------------------------------------
-
-    def _flying(self) -> int:
-        """How many calls are in flight or unread."""
-        return len(self._calls) - (sum(one.is_unsent for one in self._calls) if self._holds else 0)
-
-    def _fill(self) -> None:
-        """Send calls until as many are in flight or unread as may be."""
-        refused = False
-        for _ in range(MAX_TRIES):
-            waiting = self._unsent()
-            flying = len(self._calls) - len(waiting)
-            is_stale = False
-            while not (refused or is_stale) and flying < self._limit:
-                batch = self._next_batch(waiting, min(CALLS_AT_ONCE, self._limit - flying))
-                if not batch:
-                    break
-                statuses = self._send(batch)
-                flying += sum(not one.is_unsent for one in batch)
-                refused = any(status in (b"full", None) for status in statuses)
-                is_stale = b"stale" in statuses
-                if b"full" in statuses:
-                    self._limit = max(1, flying)
-            if not is_stale:
-                break
-            assert batch[0].target is not None
-            try:
-                self._core.drive(renew(self._method, batch[0].target))
-            except BusError:
-                break  # the plain call, at its turn, says what is wrong
-        self._holds = any(one.is_unsent for one in self._calls)
-        if not refused:
-            self._limit = min(self._size, 2 * self._limit)
-
-    def _unsent(self) -> deque[MappedCall]:
-        """Return the calls that are to be sent yet, but for those behind one that failed."""
-        found: deque[MappedCall] = deque()
-        for one in self._calls:
-            if one.has_failed:
-                break
-            if one.is_unsent:
-                found.append(one)
-        return found
-
-    def _next_batch(self, waiting: deque[MappedCall], most: int) -> list[MappedCall]:
-        """Return the next calls to send, ready to be sent."""
-        batch: list[MappedCall] = []
-        size = 0
-        while len(batch) < most and size < BYTES_AT_ONCE:
-            one = waiting.popleft() if waiting else self._pull()
-            if one is None:
-                break
-            if not self._prepare(one):
-                self._failed = True
-                break
-            batch.append(one)
-            size += len(one.body)
-        return batch
-
-    def _pull(self) -> MappedCall | None:
-        """Take the next arguments, if they are wanted."""
-        if self._failed:
-            return None
-        try:
-            args = next(self._rows, None)
-        except Exception as error:  # noqa: BLE001 - the caller's own, raised at its turn
-            self._failed = True
-            one = MappedCall((), ShownCall(self._method.__name__, (), {}), error=error)
-            self._calls.append(one)
-            return None
-        if args is None:
-            return None
-        one = MappedCall(args, ShownCall(self._method.__name__, args, {}))
-        self._calls.append(one)
-        return one
-
-    def _prepare(self, one: MappedCall) -> bool:
-        try:
-            return self._core.drive(one.prepare(self._method, self._options))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised at its turn
-            one.error = error
-            return False
-
-    def _send(self, batch: list[MappedCall]) -> list[bytes | None]:
-        """Send calls in one write. Returns what was said of each, None: it may be lost."""
-        deadline = batch[0].deadline
-        assert deadline is not None
-        timeout = min(slice_of(d, FIRST_SLICE_SECONDS)[1] for d in (deadline, self._end))
-        commands = [one.send(self._options) for one in batch]
-        try:
-            replies = self._core.transport.exchange_each(*commands, timeout=timeout)
-        except BaseException:  # the user's interrupt, say
-            self._doubtful += [one.cancel() for one in batch]
-            raise
-        statuses: list[bytes | None] = []
-        for one, reply in zip(batch, replies, strict=True):
-            if isinstance(reply, BusError):
-                if one.refused(reply):
-                    self._doubtful.append(one.cancel())
-                statuses.append(None)
-            else:
-                one.answered(reply)
-                statuses.append(reply[0] if isinstance(reply, list) else b"")
-            self._failed = self._failed or one.has_failed
-        return statuses
+            if self._pid == os.getpid():  # else they are the parent's
+                self._end_calls()
 
     # -- reading ------------------------------------------------------------------------------
+
+    def _turn(self, one: MappedCall) -> object:
+        """Return the value of the first call, or raise why there is none; middleware is told."""
+        if one.seen is None:
+            return self._value(one)
+        try:
+            return self._window.hooks.then(one.seen, lambda: self._value(one))
+        finally:
+            one.seen = None
 
     def _value(self, one: MappedCall) -> object:
         """Return the value of the first call, or raise why there is none."""
@@ -271,6 +165,7 @@ class Window:
 
     def _call_now(self, one: MappedCall) -> object:
         """Make a call that was not sent, or is to be made again, as a plain one."""
+        _, args, kwargs = one.shown
         while True:
             options = self._options
             left = None if self._timeout is None else self._end.left()
@@ -280,10 +175,10 @@ class Window:
                 shorter = left if own is None else min(left, own)
                 options = replace(options, timeout=shorter, has_timeout=True)
             try:
-                return self._core.drive(call(self._method, one.args, {}, options))
+                return self._core.drive(call(self._method, args, kwargs, options, one.seen))
             except QueueFull as error:
                 # With our own calls behind it, maybe; what the function raised has a cause.
-                other = next((other for other in self._calls if other.is_unread), None)
+                other = next((other for other in self._window.calls if other.is_unread), None)
                 if other is None or error.__cause__ is not None:
                     raise
             try:
@@ -317,7 +212,7 @@ class Window:
         Returns whether the slice is over, without that one.
         """
         assert first.ticket is not None
-        ahead = (one for one in self._calls if one.is_unread and one is not first)
+        ahead = (one for one in self._window.calls if one.is_unread and one is not first)
         others = list(islice(ahead, self._ahead))
         seconds, timeout = slice_of(deadline, FIRST_SLICE_SECONDS)
         commands = self._unlink() if len(self._read) >= READ_AT_ONCE else []
@@ -344,18 +239,26 @@ class Window:
         assert one.ticket is not None
         one.found = found
         if outcome.is_error(found):
-            self._failed = True
+            self._window.failed = True
         if one.key is None:  # nobody else knows its job
             self._read.append(one.ticket.route.service.reply(one.ticket.job))
 
     # -- ending -------------------------------------------------------------------------------
 
+    def _end_calls(self) -> None:
+        """Withdraw the calls whose turn will not come, and tell middleware that they failed."""
+        left = [one for one in self._window.calls if one.seen is not None]
+        try:
+            self._withdraw()
+        finally:
+            for one in left:
+                error = one.error or Cancelled(f"{one.shown}: its map ended before its turn")
+                self._window.hooks.failed(one.seen, error)
+
     def _withdraw(self) -> None:
         """Withdraw what no worker has taken, and delete the outcomes that nobody will read."""
-        if self._pid != os.getpid():
-            return  # the parent's
-        commands = self._doubtful
-        for one in self._calls:
+        commands = self._window.doubtful
+        for one in self._window.calls:
             ticket = one.ticket
             if ticket is None or ticket.job != one.job:
                 continue
@@ -364,7 +267,7 @@ class Window:
             if one.key is None:
                 self._read.append(ticket.route.service.reply(one.job))
         commands += self._unlink()
-        self._calls.clear()
+        self._window.calls.clear()
         if not commands:
             return
         try:

@@ -13,15 +13,18 @@ from .calls import (
     check_leader,
     lost_message,
     new_job_id,
+    note_status,
     prepare,
     raise_refusal,
 )
+from .context import headers
 from .deadline import Deadline
 from .entries import Mode
 from .errors import BusError, ConnectionLost
+from .middleware import Call, Hooks
 from .protocol import LEASE_MS, Command
 from .steps import Steps
-from .target import Args, Options, ShownCall, Target
+from .target import Options, ShownCall, Target
 from .transport import is_unreachable
 from .waiting import Ticket
 
@@ -36,7 +39,6 @@ class MappedCall:
     a key or without, it can be withdrawn until a worker takes it.
     """
 
-    args: Args
     shown: ShownCall
     target: Target | None = None
     key: bytes | None = None
@@ -47,6 +49,7 @@ class MappedCall:
     entry: bytes | None = None  # what was in the cache
     found: bytes | None = None  # its outcome
     error: Exception | None = None
+    seen: Call | None = None  # as middleware sees it, from the hooks before it to those after it
 
     @property
     def is_unsent(self) -> bool:
@@ -61,9 +64,18 @@ class MappedCall:
     def has_failed(self) -> bool:
         return self.error is not None or (self.found is not None and outcome.is_error(self.found))
 
+    def begin(self, bus: str, hooks: Hooks) -> None:
+        """Call the hooks before it, if they were not called yet."""
+        if self.seen is None:
+            name, args, kwargs = self.shown
+            seen = Call(bus, name, args, kwargs, headers(), "call")
+            hooks.before(seen)
+            self.seen = seen
+
     def prepare(self, source: Source, options: Options) -> Steps[bool]:
         """Bind and encode it. Returns whether it has time left, in which it can be sent."""
-        self.target, self.key, self.body = yield from prepare(source, self.args, {}, None)
+        _, args, kwargs = self.shown
+        self.target, self.key, self.body = yield from prepare(source, args, kwargs, self.seen)
         timeout = options.timeout if options.has_timeout else self.target.timeout
         self.deadline = Deadline(timeout)
         return self.deadline.left() != 0.0
@@ -93,6 +105,7 @@ class MappedCall:
         target = self.target
         assert target is not None
         route, again = target.route, target.may_run_twice
+        note_status(self.seen, status)
         try:
             match status:
                 case [b"hit", bytes(entry)]:

@@ -92,11 +92,12 @@ class Run(Event):
 class Middleware:
     """Hooks around calls and runs: override those you need, append an object to ``bus.middleware``.
 
-    The calls of a blocking ``map`` have no hooks on the caller's side.
-
     Those before come in the order of the list, the others in its reverse; each ``before`` that
     returned is followed by one of its two others. What a ``before`` raises is raised to the caller,
     or is the outcome of the job, which does not run then. What the others raise is logged.
+
+    A blocking ``map`` calls those before when it sends a call, the others when that is its turn. A
+    call whose turn never comes has failed: of Cancelled, or of what kept it from being sent.
 
     Hooks are plain functions, on an `AsyncBus` too, and must not wait there. They may be called in
     several threads at once.
@@ -160,6 +161,10 @@ class Hooks:
     def around(self, event: Any, work: Callable[[], T]) -> T:
         """Do the work between the hooks."""
         self.before(event)
+        return self.then(event, work)
+
+    def then(self, event: Any, work: Callable[[], T]) -> T:
+        """Do the work, where the first hooks were called, and call the others."""
         try:
             value = work()
         except BaseException as error:

@@ -132,6 +132,13 @@ def test_hits_and_misses_mix(plain: Bus) -> None:
     assert plain.stats()["cached"]["hits"] == 14
 
 
+def test_hits_come_where_no_time_is_given(plain: Bus) -> None:
+    for n in range(5):
+        plain.cached(n)
+    hurried = plain.cached.options(timeout=0)
+    assert list(hurried.map(range(5))) == [hurried(n) for n in range(5)]
+
+
 def test_values_of_any_size_come_whole(plain: Bus) -> None:
     texts = ["x" * size for size in (0, 5000, 3_000_000, 1, 600_000, 700_000, 2)]
     assert list(plain.add.map(texts, itertools.repeat("."))) == [text + "." for text in texts]
@@ -432,7 +439,7 @@ def test_outcomes_that_are_gone_are_made_again_where_they_may_be(
     else:
         # They are noticed at once, where the consumer is slow; no slice is waited for.
         monkeypatch.setattr(fan_out, "OLD_SECONDS", 0.0)
-        monkeypatch.setattr(fan_out.Window, "_await", None)
+        monkeypatch.setattr(fan_out.FanOut, "_await", None)
     values = plain[name].map(range(3))
     eventually(lambda: len(plain.conn.keys("rb:{test:}:reply:*")) == 3)
     plain.conn.delete(*plain.conn.keys("rb:{test:}:reply:*"))
