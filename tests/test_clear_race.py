@@ -13,13 +13,14 @@ import subprocess
 import sys
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
 
 import pytest
 
 from redis_bus import Bus
+from tests.conftest import Tell
 from tests.programs import race
 from tests.programs.race import BUS, METHODS, Call, Clear, read_log
 from tests.support import PATIENCE_SECONDS, ROOT, Processes, eventually, workers
@@ -135,9 +136,7 @@ def end(process: subprocess.Popen[str], how: int | None = signal.SIGTERM) -> Non
 
 
 def test_no_call_sees_a_value_from_before_a_clear_that_returned_before_it_started(
-    processes: Processes,
-    capsys: pytest.CaptureFixture[str],
-    record_property: Callable[[str, object], None],
+    processes: Processes, tell: Tell
 ) -> None:
     events = run_race(processes, SECONDS)
     with Bus(BUS, url=processes.url) as bus:
@@ -156,10 +155,7 @@ def test_no_call_sees_a_value_from_before_a_clear_that_returned_before_it_starte
         "calls that a clear overlapped": count_overlaps(calls, clears),
         "violations": len(find_violations(events)),
     }
-    for name, count in counts.items():
-        record_property(name, count)
-    with capsys.disabled():
-        print(f"\nclear race: {', '.join(f'{name} {n:g}' for name, n in counts.items())}")  # noqa: T201
+    tell("clear race", counts)
     assert find_violations(events) == []
     assert all(counts[name] for name in counts if name != "violations"), counts
 

@@ -15,6 +15,7 @@ from redis_bus import scripts
 from redis_bus.embedded import EmbeddedRedis
 from tests.cache_machine import CacheMachine
 from tests.cache_model import RULES, Wire
+from tests.conftest import Tell
 from tests.mutants import MUTANTS, Mutant
 from tests.support import find_servers
 
@@ -53,7 +54,7 @@ def test_each_rule_has_a_mutant_and_each_mutant_a_name() -> None:
 
 
 def test_the_machine_finds_every_mutant(
-    wire: Wire, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    wire: Wire, monkeypatch: pytest.MonkeyPatch, tell: Tell
 ) -> None:
     survivors = []
     for mutant in MUTANTS:
@@ -63,8 +64,7 @@ def test_the_machine_finds_every_mutant(
             if not finds_a_fault(wire):
                 survivors.append(mutant.name)
     killed = len(MUTANTS) - len(survivors)
-    with capsys.disabled():
-        print(f"\nmutants of the scripts: {killed} of {len(MUTANTS)} killed")  # noqa: T201
+    tell("mutants of the scripts", {"all": len(MUTANTS), "killed": killed})
     assert survivors == []
 
 

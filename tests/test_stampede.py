@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from redis_bus.embedded import EmbeddedRedis
 from redis_bus.protocol import SLICE_SECONDS
 from redis_bus.waiting import FIRST_SLICE_SECONDS
 from tests.commands import sent
+from tests.conftest import Tell
 from tests.programs import stampede
 from tests.programs.stampede import BUS
 from tests.support import ROOT, Processes, eventually, serving
@@ -40,24 +41,6 @@ PROCESSES = 4
 # How long the run waits for its waiters, and these for it: whoever fails first says why.
 GATE_SECONDS, CALL_SECONDS, PROCESS_SECONDS = 30.0, 60.0, 90.0
 MB = 1024 * 1024
-
-Tell = Callable[[str, dict[str, object]], None]
-
-
-@pytest.fixture
-def tell(
-    capsys: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]
-) -> Tell:
-    """Shows figures among the names of the tests, and keeps them in the report."""
-
-    def tell(what: str, figures: dict[str, object]) -> None:
-        for name, figure in figures.items():
-            record_property(name, figure)
-        shown = ", ".join(f"{name} {figure}" for name, figure in figures.items())
-        with capsys.disabled():
-            print(f"\n{what}: {shown}")  # noqa: T201
-
-    return tell
 
 
 @pytest.fixture
