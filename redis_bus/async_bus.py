@@ -19,7 +19,8 @@ from . import codec, directory, forks
 from .async_core import AsyncCore
 from .async_method import AsyncMethod, AsyncRun
 from .async_transport import BLOCKING_ONLY, CLASSES
-from .bus import _BUS, DEFAULT_TIMEOUT, Bus
+from .bus import DEFAULT_TIMEOUT, Bus
+from .registration import OF_BUS, Registering
 from .result import parse_id
 from .worker import Worker
 
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class AsyncBus:
+class AsyncBus(Registering):
     """An inter-service bus on one Redis, for asyncio.
 
     Its arguments are those of `Bus`; ``conn`` may also be a `redis.asyncio.Redis`. All calls share
@@ -80,47 +81,17 @@ class AsyncBus:
 
     # -- registering: local, without I/O ------------------------------------------------------
 
-    def register(
-        self,
-        name: str | None = None,
-        cache_key: str | bool | None = None,
-        *,
-        cache_expire: float | None = _BUS,
-        stale: float = 0,
-        idempotent: bool | None = None,
-        max_queue: int | None = None,
-        timeout: float | None = _BUS,
-    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-        """Register the function below, plain or ``async def``. See `Bus.register`."""
-
-        def decorate(function: Callable[P, R]) -> Callable[P, R]:
-            self.register_method(
-                function,
-                name,
-                cache_key,
-                cache_expire=cache_expire,
-                stale=stale,
-                idempotent=idempotent,
-                max_queue=max_queue,
-                timeout=timeout,
-            )
-            return function
-
-        if callable(name):
-            raise TypeError("write @bus.register() with its parentheses")
-        return decorate
-
     def register_method(
         self,
         function: Callable[P, R] | str,
         name: str | None = None,
         cache_key: str | bool | None = None,
         *,
-        cache_expire: float | None = _BUS,
+        cache_expire: float | None = OF_BUS,
         stale: float = 0,
         idempotent: bool | None = None,
         max_queue: int | None = None,
-        timeout: float | None = _BUS,
+        timeout: float | None = OF_BUS,
     ) -> AsyncMethod:
         """Register a function, or the dotted path of one. See `Bus.register_method`."""
         method = self._bus.register_method(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import directory
@@ -82,11 +81,7 @@ class AsyncCore:
     async def no_such_method(self, name: str) -> str:
         """Say that there is no method of that name, and which are like it."""
         known = await self.drive(directory.list_names(self.name))
-        text = f"bus {self.name!r} has no method {name!r}"
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.7)
-        if close:
-            return f"{text}; did you mean {' or '.join(map(repr, close))}?"
-        return f"{text}; it has {len(known)} others" if known else f"{text}, nor any other yet"
+        return directory.no_such_method(self.name, name, known)
 
     async def drive(self, steps: Steps[T]) -> T:
         """Carry out steps, and return what they return. Raises BusClosed, too."""

@@ -59,7 +59,8 @@ class AsyncMethod:
     async def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the method and return its value. See `Method.__call__`.
 
-        Where its task is cancelled, the job is withdrawn, if no worker has taken it.
+        Where its task is cancelled, or its time is up, the job is withdrawn, if no worker has
+        taken it.
         """
         hooks = self._core.middleware.calls
         if not hooks:

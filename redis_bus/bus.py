@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fnmatch
 import functools
 import os
@@ -20,7 +19,7 @@ from .errors import BusError
 from .method import Method
 from .protocol import check_bus_name, check_method_name, check_prefix
 from .quota import check_max_jobs
-from .registration import Registration, Settings
+from .registration import OF_BUS, Registering, Registration, Settings
 from .result import AsyncResult, parse_id
 from .transport import Transport, connect
 from .worker import Worker, check_concurrency
@@ -30,10 +29,9 @@ R = TypeVar("R")
 
 DEFAULT_URL = "redis://localhost:6379/0"
 DEFAULT_TIMEOUT = 30.0
-_BUS: Any = object()  # an argument that was not given: the bus's own setting counts
 
 
-class Bus:
+class Bus(Registering):
     """An inter-service bus on one Redis; buses with equal names share everything.
 
     ``result_expire``: seconds that a result nobody has read is kept. ``cache_expire``: seconds
@@ -89,57 +87,17 @@ class Bus:
 
     # -- registering: local, without I/O ------------------------------------------------------
 
-    def register(
-        self,
-        name: str | None = None,
-        cache_key: str | bool | None = None,
-        *,
-        cache_expire: float | None = _BUS,
-        stale: float = 0,
-        idempotent: bool | None = None,
-        max_queue: int | None = None,
-        timeout: float | None = _BUS,
-    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-        """Register the function below; it is returned unchanged and can still be called here.
-
-        ``name``: on the bus; without it, the bus's prefix and the function's name.
-        ``cache_key``: a format string over the arguments, such as ``'{a}/{b}'``, or True for all
-        of them: the results are cached under it. ``cache_expire``, ``timeout`` (s): instead of
-        the bus's. ``stale``: seconds past its expiry that a value is still served while one run
-        refreshes it. ``idempotent``: whether a call may run again after a fault; by default if
-        it is cached. ``max_queue``: jobs that may wait; more raise QueueFull at the caller.
-
-        Raises ValueError for settings or a template that cannot be.
-        """
-
-        def decorate(function: Callable[P, R]) -> Callable[P, R]:
-            self.register_method(
-                function,
-                name,
-                cache_key,
-                cache_expire=cache_expire,
-                stale=stale,
-                idempotent=idempotent,
-                max_queue=max_queue,
-                timeout=timeout,
-            )
-            return function
-
-        if callable(name):
-            raise TypeError("write @bus.register() with its parentheses")
-        return decorate
-
     def register_method(
         self,
         function: Callable[P, R] | str,
         name: str | None = None,
         cache_key: str | bool | None = None,
         *,
-        cache_expire: float | None = _BUS,
+        cache_expire: float | None = OF_BUS,
         stale: float = 0,
         idempotent: bool | None = None,
         max_queue: int | None = None,
-        timeout: float | None = _BUS,
+        timeout: float | None = OF_BUS,
     ) -> Method[P, R]:
         """Register a function, or the dotted path of one, and return it as a method of the bus.
 
@@ -148,12 +106,12 @@ class Bus:
         """
         settings = Settings(
             cache_key=cache_key,
-            cache_expire=self.cache_expire if cache_expire is _BUS else cache_expire,
+            cache_expire=self.cache_expire if cache_expire is OF_BUS else cache_expire,
             stale=stale,
             idempotent=idempotent,
             max_queue=max_queue,
-            timeout=self.timeout if timeout is _BUS else timeout,
-            open_timeout=timeout is _BUS and self.timeout == DEFAULT_TIMEOUT,
+            timeout=self.timeout if timeout is OF_BUS else timeout,
+            open_timeout=timeout is OF_BUS and self.timeout == DEFAULT_TIMEOUT,
             result_expire=self.result_expire,
             serializer=self.serializer.name,
         )
@@ -196,7 +154,7 @@ class Bus:
     def __getitem__(self, name: str) -> Method[..., Any]:
         method = self._core.methods.get(name) or self.get_method(name)
         if method is None:
-            raise KeyError(self._no_such_method(name))
+            raise KeyError(directory.no_such_method(self.name, name, self.all_methods()))
         return method
 
     def __contains__(self, name: object) -> bool:
@@ -209,14 +167,6 @@ class Bus:
         except BusError:
             # Completion in a console must not fail for want of a Redis.
             return sorted(names | set(self._core.registrations))
-
-    def _no_such_method(self, name: str) -> str:
-        known = self.all_methods()
-        text = f"bus {self.name!r} has no method {name!r}"
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.7)
-        if close:
-            return f"{text}; did you mean {' or '.join(map(repr, close))}?"
-        return f"{text}; it has {len(known)} others" if known else f"{text}, nor any other yet"
 
     def get_async_result(self, id: str) -> AsyncResult:  # noqa: A002 - the contract's name
         """Return the result with that id, of a `Method.run` in any process.

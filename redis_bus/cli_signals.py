@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .cli_common import Exit
 
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 ENDING = (*STOPPING, signal.SIGHUP)
+# How long a destructor that swallowed what ends us may take to return.
+AGAIN_SECONDS = 0.01
 
 
 class EndingSignals:
     """Lets SIGTERM, SIGINT and SIGHUP end what runs in its ``with`` block.
 
     The first one raises; those that follow are ignored, for cleaning up takes seconds at most.
+    Python swallows what is raised in a destructor, or in the callback of a weak reference, of which
+    there are many in an import, and prints its traceback: here it is raised again, and not printed.
     """
 
     def __init__(self) -> None:
@@ -28,13 +38,14 @@ class EndingSignals:
         self._came: int | None = None
         self._held = False
         self._stop: Callable[[], None] | None = None
+        self._raised: BaseException | None = None
+        self._unraisable_before = sys.unraisablehook
 
     def __enter__(self) -> EndingSignals:
         self._before = {number: signal.getsignal(number) for number in ENDING}
-        for number in STOPPING:
-            signal.signal(number, self._leave)
-        if self._before[signal.SIGHUP] is not signal.SIG_IGN:  # nohup ignores it
-            signal.signal(signal.SIGHUP, self._pass_on)
+        self._unraisable_before = sys.unraisablehook
+        sys.unraisablehook = self._see_swallowed
+        self._handle()
         return self
 
     def __exit__(
@@ -43,8 +54,11 @@ class EndingSignals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._raised = None
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if sys.unraisablehook == self._see_swallowed:  # not that of a user's module
+            sys.unraisablehook = self._unraisable_before
 
     def ignore(self) -> None:
         """Ignore signals from now on: only cleaning up is left to do."""
@@ -62,9 +76,10 @@ class EndingSignals:
     def held(self) -> Iterator[None]:
         """Let signals wait for the end of a block, or for a `check` in it.
 
-        For blocks that start a process: what a handler raises inside a fork or a destructor is
-        printed and then lost, and a process must come into the hands of whoever stops it.
+        For blocks that start a process: what a handler raises inside a fork is lost, and a process
+        must come into the hands of whoever stops it.
         """
+        self.check()  # one that was swallowed came before the block
         self._held = True
         try:
             yield
@@ -77,9 +92,18 @@ class EndingSignals:
         if self._came is not None:
             self.ignore()
             if self._stop is not None:
-                raise SystemExit(Exit.OK)
-            interrupted = self._came == signal.SIGINT
-            raise KeyboardInterrupt if interrupted else SystemExit(Exit.TERMINATED)
+                self._raised = SystemExit(Exit.OK)
+            elif self._came == signal.SIGINT:
+                self._raised = KeyboardInterrupt()
+            else:
+                self._raised = SystemExit(Exit.TERMINATED)
+            raise self._raised
+
+    def _handle(self) -> None:
+        for number in STOPPING:
+            signal.signal(number, self._leave)
+        if self._before[signal.SIGHUP] is not signal.SIG_IGN:  # nohup ignores it
+            signal.signal(signal.SIGHUP, self._pass_on)
 
     def _leave(self, number: int, frame: FrameType | None) -> None:
         is_first = self._came is None
@@ -91,6 +115,20 @@ class EndingSignals:
             self._stop()
         else:
             self.check()
+
+    def _see_swallowed(self, swallowed: UnraisableHookArgs) -> None:
+        if self._raised is None or swallowed.exc_value is not self._raised:
+            self._unraisable_before(swallowed)
+            return
+        self._handle()
+        # Raised from here it would be swallowed, too. A signal to this very process comes at once,
+        # so another thread sends it; one of `threading` may need a lock that is held just now.
+        _thread.start_new_thread(self._come_again, (self._raised,))
+
+    def _come_again(self, swallowed: BaseException) -> None:
+        time.sleep(AGAIN_SECONDS)
+        if self._raised is swallowed:  # not raised again by a `check` meanwhile
+            os.kill(os.getpid(), signal.SIGTERM)  # whichever came first counts
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         # A closed terminal ends a worker as SIGTERM does, whoever handles that just then.

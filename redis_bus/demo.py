@@ -6,7 +6,6 @@ Each line that is shown is the very text that runs, and what follows is what cam
 from __future__ import annotations
 
 import contextlib
-import importlib.resources
 import inspect
 import os
 import pydoc
@@ -21,6 +20,7 @@ from typing import IO, Any
 
 import click
 
+from . import folders
 from .bus import Bus
 from .cli_signals import EndingSignals
 from .embedded import EmbeddedRedis, die_with_parent
@@ -170,7 +170,7 @@ class _Worker:
 @contextlib.contextmanager
 def _workers(url: str) -> Iterator[list[_Worker]]:
     """Serve the samples, each in a process of its own."""
-    folder = Path(str(importlib.resources.files("redis_bus.sample")))
+    folder = Path(str(folders.find("sample")))
     workers: list[_Worker] = []
     try:
         for target in SERVICES:

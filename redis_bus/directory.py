@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
+from collections.abc import Collection
 from typing import Any
 
 from .descriptor import Descriptor, from_json
@@ -23,6 +25,16 @@ def list_names(bus: str) -> Steps[list[str]]:
     """Return the names of all methods, in no order."""
     names = (yield ask(("HKEYS", methods_key(bus))))[0]
     return [name.decode("utf-8", "replace") for name in names]
+
+
+def no_such_method(bus: str, name: str, known: Collection[str]) -> str:
+    """Say that there is no method of that name, and which are like it."""
+    text = f"bus {bus!r} has no method {name!r}"
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.7)
+    if close:
+        return f"{text}; did you mean {' or '.join(map(repr, close))}?"
+    others = f"it has {len(known)} other{'' if len(known) == 1 else 's'}"
+    return f"{text}; {others}" if known else f"{text}, nor any other yet"
 
 
 def list_descriptors(bus: str) -> Steps[list[Descriptor]]:

@@ -86,7 +86,12 @@ class Heart:
             self._look_after_registry()
         except Exception as error:  # noqa: BLE001 - without its heart a worker counts as dead
             if healthy:
-                logger.warning("worker %s: its heartbeat failed: %s", self._worker.id, error)
+                logger.warning(
+                    "worker %s: its heartbeat failed: %s; it tries again every %g s",
+                    self._worker.id,
+                    error,
+                    BEAT_SECONDS,
+                )
             return False
         return True
 
@@ -102,7 +107,11 @@ class Heart:
         try:
             core.drive(sweep(core.name, post.service, BEAT_SECONDS))
         except BusError as error:
-            logger.warning("worker %s: it cannot look after others: %s", worker.id, error)
+            logger.warning(
+                "worker %s: it cannot look after others: %s; its next heartbeat tries again",
+                worker.id,
+                error,
+            )
 
     def _look_after_registry(self) -> None:
         """Publish again what is gone: a cleanup, an empty Redis; notice other services."""

@@ -10,12 +10,23 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from .deadline import check_seconds
 from .descriptor import Descriptor
 from .errors import BusError
 from .signature import describe, method_name
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _OfBus:
+    def __repr__(self) -> str:
+        return "<bus>"  # in `help`, as a default
+
+
+OF_BUS: Any = _OfBus()  # an argument that was not given: the bus's own setting counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +123,54 @@ class Registration:
         """The descriptor, with the process that publishes it now: it may be a fork."""
         where = f"{self.path} in process {os.getpid()} on {socket.gethostname()}"
         return replace(self.descriptor, publisher=where)
+
+
+class Registering:
+    """What both kinds of bus have in common where functions are registered."""
+
+    register_method: Callable[..., Any]
+
+    def register(
+        self,
+        name: str | None = None,
+        cache_key: str | bool | None = None,
+        *,
+        cache_expire: float | None = OF_BUS,
+        stale: float = 0,
+        idempotent: bool | None = None,
+        max_queue: int | None = None,
+        timeout: float | None = OF_BUS,
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Register the function below, plain or ``async def``.
+
+        It is returned unchanged and can still be called here.
+
+        ``name``: on the bus; without it, the bus's prefix and the function's name.
+        ``cache_key``: a format string over the arguments, such as ``'{a}/{b}'``, or True for all
+        of them: the results are cached under it. ``cache_expire``, ``timeout`` (s): instead of
+        the bus's. ``stale``: seconds past its expiry that a value is still served while one run
+        refreshes it. ``idempotent``: whether a call may run again after a fault; by default if
+        it is cached. ``max_queue``: jobs that may wait; more raise QueueFull at the caller.
+
+        Raises ValueError for settings or a template that cannot be.
+        """
+
+        def decorate(function: Callable[P, R]) -> Callable[P, R]:
+            self.register_method(
+                function,
+                name,
+                cache_key,
+                cache_expire=cache_expire,
+                stale=stale,
+                idempotent=idempotent,
+                max_queue=max_queue,
+                timeout=timeout,
+            )
+            return function
+
+        if callable(name):
+            raise TypeError("write @bus.register() with its parentheses")
+        return decorate
 
 
 def _doc(function: Callable[..., Any]) -> str | None:

@@ -13,10 +13,11 @@ import re
 import sys
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
-_FOLDER = "redis_bus.lua"
+from . import folders
+
+_FOLDER = "lua"
 _INCLUDE = re.compile(r"^-- include: (\w+)\n", re.MULTILINE)
 
 
@@ -36,7 +37,7 @@ def make(name: str, source: str) -> Script:
 
 def read(name: str) -> Script:
     """Return the script of that name, its includes joined in, each once."""
-    folder = files(_FOLDER)
+    folder = folders.find(_FOLDER)
     joined: set[str] = set()
 
     def shared(match: re.Match[str]) -> str:
@@ -53,7 +54,7 @@ def read(name: str) -> Script:
 @cache
 def load() -> dict[str, Script]:
     """Return every script by its name."""
-    names = sorted(entry.name for entry in files(_FOLDER).iterdir())
+    names = sorted(entry.name for entry in folders.find(_FOLDER).iterdir())
     return {name[:-4]: read(name[:-4]) for name in names if name.endswith(".lua")}
 
 

@@ -16,7 +16,7 @@ from .errors import BusError, ProtocolError
 from .protocol import LEASE_MS, Claim, Command, Route, needs_admission, pack
 from .runner import Runner, Start
 from .stop_flag import StopNow
-from .transport import READ_SECONDS, Link, Transport
+from .transport import READ_SECONDS, Link, Transport, refusal
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -219,7 +219,8 @@ class Slot:
         if isinstance(reply, redis.exceptions.NoScriptError):
             return False
         if isinstance(reply, redis.ResponseError):
-            logger.error("Redis refused an outcome, it is sent again: %s", reply)
+            said = refusal(reply)
+            logger.error("Redis at %s %s; the outcome is sent again", self._transport.address, said)
             return False
         if reply == b"fenced" and not self.is_abandoned:
             logger.warning("an outcome was not wanted: it was there already, or the job given away")
@@ -252,7 +253,8 @@ class Slot:
             self._claims.end(self)  # it did not come to run: it is given back
         # Of several slots, one says it for all.
         level = logging.DEBUG if worker.away else logging.WARNING
-        logger.log(level, "worker %s: %s; trying again", worker.id, error)
+        said = error if isinstance(error, BusError) else self._transport.lost(error)
+        logger.log(level, "worker %s: %s; it tries again until it can serve on", worker.id, said)
         worker.away.add(self)
         try:
             for seconds in itertools.chain(BACKOFF_SECONDS, itertools.repeat(BACKOFF_SECONDS[-1])):
@@ -267,7 +269,8 @@ class Slot:
         finally:
             worker.away.discard(self)
         level = logging.DEBUG if worker.away else logging.INFO
-        logger.log(level, "worker %s: Redis is back", worker.id)
+        address = self._transport.address
+        logger.log(level, "worker %s: Redis is back at %s; it serves on", worker.id, address)
 
 
 def unblock(transport: Transport, slots: Iterable[Slot]) -> None:

@@ -254,6 +254,9 @@ def _too_late(ticket: Ticket, job: str, deadline: Deadline) -> Steps[CallTimeout
     budget = deadline.budget or 0.0
     text = f"{ticket.shown}: no reply in {_shown_seconds(budget)} s"
     try:
+        if ticket.withdraw is not None:
+            # To Redis, the deadline is later by the time that the call was on its way.
+            yield ask(ticket.withdraw, timeout=slice_of(deadline, SLICE_SECONDS)[1])
         alive, place = yield from _look_for(ticket, job, deadline)
     except BusError as error:
         return CallTimeout(f"{text} ({error})")

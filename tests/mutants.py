@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.resources import files
 
-from redis_bus import scripts
+from redis_bus import folders, scripts
 from redis_bus.scripts import Script
 
 
@@ -20,7 +19,7 @@ class Mutant:
     rule: int  # of `tests.cache_model.RULES`: the promise that it breaks
 
     def read(self) -> str:
-        return (files("redis_bus.lua") / f"{self.file}.lua").read_text(encoding="utf-8")
+        return (folders.find("lua") / f"{self.file}.lua").read_text(encoding="utf-8")
 
     def scripts(self) -> dict[str, Script]:
         """The scripts with the fault in them, each under a SHA1 of its own."""

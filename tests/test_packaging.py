@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from redis_bus import folders
 from tests.support import ROOT
 
 PROGRAM = """
@@ -46,8 +48,9 @@ def python(tmp_path: Path) -> Path:
     return python
 
 
-def run(*command: object, cwd: Path) -> str:
-    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True)
+def run(*command: object, cwd: Path, env: dict[str, str] | None = None) -> str:
+    line = [str(part) for part in command]
+    done = subprocess.run(line, cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -87,6 +90,23 @@ def test_an_editable_install_has_the_scripts(tree: Path, python: Path, tmp_path:
     where, names = installed(python, tmp_path)
     assert where == tree / "redis_bus"
     assert names == NAMES
+
+
+def test_a_clone_that_is_not_installed_has_the_scripts_and_the_samples(tree: Path) -> None:
+    """As where another copy is installed, and Python finds the clone's in the current folder."""
+    program = PROGRAM + "from redis_bus import folders; print(folders.find('sample'))"
+    # Without site no .pth is read, and so no editable install found.
+    dependencies = {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib")}
+    shown = run(sys.executable, "-S", "-c", program, cwd=tree, env=dependencies)
+    where, names, samples = shown.splitlines()
+    assert Path(where) == tree / "redis_bus"
+    assert names.split() == NAMES
+    assert Path(samples) == tree / "sample"
+
+
+def test_a_package_whose_scripts_are_nowhere_says_which_folder_is_missing() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"redis_bus\.nothing"):
+        folders.find("nothing")
 
 
 def test_what_is_needed_at_run_time_is_three_packages(tree: Path) -> None:

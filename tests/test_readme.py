@@ -70,7 +70,7 @@ def test_the_two_lines_that_lead_are_run_by_ci_word_for_word() -> None:
     assert lines == [command for block in INSTALL for command, _ in commands(block)]
     assert len(lines) == 2
     assert lines[0].endswith("redis-bus demo")
-    assert lines[1].endswith("pytest")
+    assert lines[1].endswith("pytest -n 4")
 
 
 @pytest.mark.parametrize("name", ["README.rst", "CHANGELOG.rst", "CONTRIBUTING.rst"])

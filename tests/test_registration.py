@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import logging
 import sys
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import redis
 
-from redis_bus import Bus, BusError, CallTimeout, Method, NoWorkers, QueueFull
+from redis_bus import AsyncBus, Bus, BusError, CallTimeout, Method, NoWorkers, QueueFull
 from tests.support import Processes, eventually, serving, workers
 
 
@@ -554,3 +555,12 @@ def test_a_call_whose_time_is_up_says_whose_time_that_was(bus: Bus) -> None:
     bus.register("method")(double)
     with pytest.raises(CallTimeout, match=r"^method\(1\): not sent, no time is left \(timeout 0 s"):
         bus.method.options(timeout=0)(1)
+
+
+@pytest.mark.parametrize("kind", [Bus, AsyncBus])
+def test_register_and_register_method_take_the_same_settings_on_either_bus(kind: type) -> None:
+    by_hand = inspect.signature(Bus.register_method).parameters.values()
+    decorating = inspect.signature(kind.register).parameters.values()
+    assert list(inspect.signature(kind.register_method).parameters.values()) == list(by_hand)
+    assert list(decorating) == [one for one in by_hand if one.name != "function"]
+    assert "cache_expire: 'float | None' = <bus>" in str(inspect.signature(kind.register))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import signal
 import socket
 import subprocess
@@ -356,9 +357,10 @@ def test_a_worker_serves_on_after_redis_was_restarted_empty(
     assert "Redis is back" in caplog.text
 
 
-def test_a_worker_whose_connections_are_cut_serves_on(
-    bus: Bus, caller: Bus, client: redis.Redis
+def test_a_worker_whose_connections_are_cut_serves_on_and_says_so(
+    bus: Bus, caller: Bus, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, logger="redis_bus")
     bus.register("plain")(lambda a: a)
     with serving(bus):
         for turn in range(3):
@@ -366,6 +368,27 @@ def test_a_worker_whose_connections_are_cut_serves_on(
             caller.close()
             assert caller.plain.run(turn).get() == turn
             assert caller.plain(turn) == turn
+    address = re.escape(bus._core.transport.address)
+    lost = rf"worker \S+: the connection to Redis at {address} was lost \([\w ]+\); it tries .*"
+    back = rf"worker \S+: Redis is back at {address}; it serves on"
+    for words in (lost, back):
+        assert any(re.fullmatch(words, said) for said in caplog.messages), caplog.messages
+
+
+def test_a_heart_that_cannot_beat_says_where_why_and_what_it_does_about_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bus = Bus("test", url="unix:///nowhere/redis.sock")
+    bus.register("method")(lambda: 1)
+    with bus._serving(None, debug=False) as worker:
+        assert not worker._heart._try_to_beat(healthy=True)
+        assert not worker._heart._try_to_beat(healthy=False)
+    (said,) = caplog.messages
+    assert re.fullmatch(
+        r"worker \S+: its heartbeat failed: no Redis at /nowhere/redis.sock \(.*\); .*; "
+        r"it tries again every 2.5 s",
+        said,
+    )
 
 
 def test_an_outcome_survives_a_connection_that_is_cut_while_its_job_runs(

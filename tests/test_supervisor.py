@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -467,6 +468,74 @@ def test_a_signal_before_anything_is_served_has_the_exit_code_of_one_process(
         process.send_signal(number)
         err = process.communicate(timeout=PATIENCE_SECONDS)[1]
         assert process.returncode == code and err.strip() == "", err
+
+
+SWALLOWED = {
+    "destructor": """
+        class Last:
+            def __del__(self):
+                stop()
+        Last()
+    """,
+    "weak reference": """
+        class Last:
+            pass
+        last = Last()
+        reference = weakref.ref(last, lambda _: stop())
+        del last
+    """,
+    "two destructors": """
+        class Last:
+            def __del__(self):
+                stop()
+        class Long:
+            def __del__(self):
+                time.sleep(5)
+        Last()
+        Long()
+    """,
+}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("where", SWALLOWED)
+def test_a_signal_where_python_swallows_what_is_raised_ends_the_start_without_a_word(
+    alone: Processes, where: str, number: int, code: int
+) -> None:
+    imports = "import os, pathlib, time, weakref\n"
+    stop = f"def stop():\n    os.kill(os.getpid(), {number:d})\n    time.sleep(0)\n"
+    touch = "pathlib.Path('{}').touch()\n"
+    rest = f"{touch.format('swallowed')}time.sleep(5)\n{touch.format('ended')}"
+    alone.write("service.py", imports + stop + textwrap.dedent(SWALLOWED[where]) + rest)
+    shown = alone.run("redis-bus", "service.bus")
+    assert {path.name for path in alone.folder.glob("*ed")} == {"swallowed"}
+    assert (shown.returncode, shown.stderr.strip()) == (code, "")
+
+
+def test_a_signal_that_was_swallowed_is_one_before_anything_is_served(alone: Processes) -> None:
+    process = alone.python(
+        """
+        import os, signal, sys
+        from redis_bus.cli_signals import EndingSignals
+
+        class Last:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with EndingSignals() as signals:
+            Last()
+            with signals.held():
+                signals.serving(sys.exit)
+        """
+    )
+    assert process.communicate(timeout=PATIENCE_SECONDS)[1] == ""
+    assert process.returncode == 143
+
+
+def test_what_else_python_swallows_is_told_as_ever(alone: Processes) -> None:
+    alone.write("service.py", "class Last:\n    def __del__(self):\n        1 / 0\nLast()\n")
+    shown = alone.run("redis-bus", "service.bus")
+    assert "Exception ignored in" in shown.stderr and "ZeroDivisionError" in shown.stderr
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells children")
