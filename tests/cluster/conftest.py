@@ -1,0 +1,39 @@
+"""A cluster, and servers under sentinels, that live as long as the test run; each test finds them
+empty and whole, whatever the one before did to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster.kinds import executables, kinds
+from tests.cluster_servers import Cluster
+from tests.sentinel_servers import Sentinels
+
+
+@pytest.fixture(scope="session", params=kinds())
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each kind of server in turn."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def cluster(kind: str) -> Iterator[Cluster]:
+    """A cluster of three masters, each with a replica."""
+    with Cluster(executables()[kind]) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def sentinels(kind: str) -> Iterator[Sentinels]:
+    """A master and two replicas under three sentinels."""
+    with Sentinels(executables()[kind]) as sentinels:
+        yield sentinels
+
+
+@pytest.fixture(autouse=True)
+def _flushed(request: pytest.FixtureRequest) -> None:
+    for name in ("cluster", "sentinels"):
+        if name in request.fixturenames:
+            request.getfixturevalue(name).flush()
