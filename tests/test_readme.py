@@ -17,7 +17,7 @@ import docutils.core
 import pytest
 
 from redis_bus.embedded import _free_port
-from tests.support import ROOT, SAMPLE, Processes, eventually
+from tests.support import PATIENCE_SECONDS, ROOT, SAMPLE, Processes, eventually
 from tests.web_support import answers, get
 
 README = ROOT / "README.rst"
@@ -149,7 +149,7 @@ class Tour:
             if serves:
                 self.wait_until_served(words)
             return
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=PATIENCE_SECONDS * 4)
         self.check(block, command, output, out, err)
 
     def check(self, block: Block, command: str, shown: str, out: str, err: str = "") -> None:
