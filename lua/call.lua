@@ -75,6 +75,6 @@ end
 local deadline = budget > 0 and string.format('%.0f', now + budget) or 0
 local line = {job, 1, tries, deadline, now, etag, mode, generation, flight and #key or '-', method}
 local entry_line, note = table.concat(line, ' ') .. '\n' .. key .. body, flight and 'k' .. key or ''
-enqueue('RPUSH', queue, wake, pending, job, mode, note, entry_line, life, now, grace)
+enqueue('RPUSH', queue, wake, pending, job, mode, now .. note, entry_line, life, now, grace)
 count(stats, entry and 'hits' or 'queued', 1)
 return entry and {'hit', entry} or {'queued', job, now, foreign}

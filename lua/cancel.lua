@@ -1,16 +1,18 @@
 -- cancel: withdraw a job that no worker has taken yet.
 --
--- KEYS  pending, reply, inboxes
+-- KEYS  queue, wake, pending, reply, inboxes
 --       flight   only where the job has a cache key
 -- ARGV  job, outcome (that it was cancelled), keep (ms that the outcome is kept)
 --
 -- Returns 'cancelled', 'late' (taken, finished, cancelled before or not to be cancelled), or
 -- 'shared' (others wait for it; or they may, as the flight that would tell is gone).
--- Its queue entry stays until `take` passes over it. Sent twice, the second answers 'late'.
+-- It leaves the queue at once. Where it is not found there, a note has `take` pass over it.
+-- Sent twice, the second answers 'late'.
 -- include: read_flight
+-- include: remove
 -- include: reply
 -- include: tell
-local pending, reply, inboxes, flight = unpack(KEYS)
+local queue, wake, pending, reply, inboxes, flight = unpack(KEYS)
 local job, outcome, keep = unpack(ARGV)
 
 local noted = redis.call('HGET', pending, job)
@@ -24,7 +26,13 @@ if flight then
   end
   redis.call('DEL', flight)
 end
-redis.call('HSET', pending, job, '-')
+-- HDEL comes first: a script that has begun to write goes on where memory is full.
+redis.call('HDEL', pending, job)
+if not remove(queue, job, tonumber(string.match(noted, '^%d+'))) then
+  redis.call('HSET', pending, job, '-')
+elseif redis.call('EXISTS', queue) == 0 then
+  redis.call('DEL', wake)
+end
 put_reply(reply, outcome, keep)
 tell(inboxes, job, outcome)
 return 'cancelled'

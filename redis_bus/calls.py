@@ -175,7 +175,8 @@ def cancel(ticket: Ticket) -> Steps[bool]:
     listed = (yield ask(("HGET", route.pending, ticket.job)))[0]
     if listed is None:
         return False
-    flight = route.flight(listed[1:]) if listed.startswith(b"k") else None
+    key = listed.lstrip(b"0123456789")  # behind when it was enqueued
+    flight = route.flight(key[1:]) if key.startswith(b"k") else None
     cancelled = outcome.encode_error(
         Cancelled(f"{ticket.shown}: cancelled before a worker took it"), trace=""
     )

@@ -56,6 +56,8 @@ class Child:
 
     def __init__(self, arguments: Sequence[str], succeeds: Sequence[str]) -> None:
         self.worker: str | None = None
+        self.lease: dict[str, Any] | None = None
+        self.has_left = False  # its worker ended by itself, and with it the lease
         self.ran = 0
         self.is_spent = False
         self.was_told = False  # to end

@@ -19,6 +19,7 @@ from .cli_log import say_json, say_text, set_up_logging
 from .cli_private import private_url
 from .cli_signals import EndingSignals, bounded_shutdown
 from .cli_target import BadTarget, load_bus, split_target
+from .lapse import lease_of
 from .supervised import Supervised
 from .supervisor import Supervisor
 from .watcher import Watcher
@@ -119,9 +120,11 @@ def run(options: ServeOptions) -> None:
             worker.succeeds = supervised.succeeds
             # What Redis refuses is found out before it counts as served.
             bus._core.drive(bus._core.publish(worker.registrations))
-            supervised.serves(worker.id, banner)
+            supervised.serves(worker.id, lease_of(worker), banner)
         with bounded_shutdown(options.shutdown_timeout):
             _work(worker, options, supervised, say)
+            if supervised is not None:
+                supervised.has_left()
 
 
 def _work(

@@ -251,8 +251,8 @@ class Route:
     ) -> Command:
         """Withdraw a job that nobody has taken; its outcome is kept for the route's time."""
         service = self.service
-        keys: list[bytes | str] = [self.pending, service.reply(job), service.inboxes(job)]
-        keys += [flight] if flight else []
+        keys: list[bytes | str] = [self.queue, self.wake, self.pending]
+        keys += [service.reply(job), service.inboxes(job), *([flight] if flight else [])]
         return evalsha("cancel", keys, job, outcome, keep_ms or self.keep_ms)
 
     def reclaim(self, worker: str, job: str, key: bytes | None, outcome: bytes) -> Command:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+from typing import Any
 
 # What a worker process finds in its environment: the pipe, and whose jobs it is to see after.
 PIPE = "REDIS_BUS_SUPERVISOR_PIPE"
@@ -31,10 +32,17 @@ class Supervised:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return cls(int(number), tuple(os.environ.get(SUCCEEDS, "").split()))
 
-    def serves(self, worker: str, banner: str) -> None:
-        """Tell the id of the worker that serves now, and what else it would have said."""
+    def serves(self, worker: str, lease: dict[str, Any] | None, banner: str) -> None:
+        """Tell the id of the worker that serves now, and what else it would have said.
+
+        ``lease``: what it takes to end its lease, where that can be told.
+        """
         os.environ.pop(SUCCEEDS, None)
-        self._tell(worker=worker, banner=banner, notes=self.notes)
+        self._tell(worker=worker, lease=lease, banner=banner, notes=self.notes)
+
+    def has_left(self) -> None:
+        """Tell that the worker has ended its lease, or as much of it as it could."""
+        self._tell(left=True)
 
     def has_run(self, jobs: int) -> None:
         """Tell how many jobs a burst had."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from .child import Backoff, Child, Place
 from .cli_common import Exit
 from .cli_signals import ENDING, SignalPipe
+from .lapse import Lapses
 from .watcher import Watcher
 
 logger = logging.getLogger("redis_bus")
@@ -53,6 +54,7 @@ class Supervisor:
         self._shutdown_timeout = shutdown_timeout
         self._watcher = watcher
         self._selector = selectors.DefaultSelector()
+        self._lapses = Lapses()
         self._signals: list[int] = []
         self._kill_at: float | None = None
         self._has_served = False
@@ -87,6 +89,7 @@ class Supervisor:
                     self._kill_late()
             finally:
                 self._send(signal.SIGTERM)  # to none, unless something is wrong here
+            self._lapses.wait()
         if self._burst and self._has_served:
             self._say(f"ran {self._ran} job{'' if self._ran == 1 else 's'}")
         if self._signals and not self._has_served:
@@ -133,6 +136,8 @@ class Supervisor:
         for facts in child.hear():
             child.ran = facts.get("ran", child.ran)
             child.worker = facts.get("worker", child.worker)
+            child.lease = facts.pop("lease", child.lease)
+            child.has_left = facts.get("left", child.has_left)
             child.is_spent = facts.get("spent", child.is_spent)
             if "worker" in facts:
                 logger.info("worker process %d is worker %s", child.process.pid, child.worker)
@@ -200,6 +205,9 @@ class Supervisor:
                 os.close(child.pipe)
                 self._ran += child.ran
                 self._follow(place, child)
+                # Who waits for it hears of it now, not when another has been started.
+                if child.lease is not None and not child.has_left:
+                    self._lapses.begin(child.lease)
 
     def _follow(self, place: Place, child: Child) -> None:
         """Decide what comes after a process that ended."""

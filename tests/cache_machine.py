@@ -289,6 +289,12 @@ class CacheMachine(RuleBasedStateMachine):
         others = [w for w in self.waiters if w.run.last is run and not w.own]
         self.check(9, not others, f"{run} is cancelled, others wait for it: {others}")
         run.noted, run.cancelled, run.outcome = False, True, CANCELLED
+        queue = self.methods[run.method].queue
+        if run in queue:  # not one whose queue was lost
+            queue.remove(run)
+        entries = self.send("LRANGE", self.route(run.method).queue, 0, -1)
+        waits = any(entry.startswith(run.id.encode() + b" ") for entry in entries)
+        self.check(9, not waits, f"{run} is cancelled, and waits")
         if slot is not None and slot.leader is run:
             slot.leader = None
 
@@ -506,6 +512,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.methods[run.method].queue.insert(0, run)
         noted = self.send("HGET", self.route(run.method).pending, run.id)
         wanted = (b"" if run.key is None else b"k" + run.key) if run.noted else None
+        noted = noted and noted.lstrip(b"0123456789")  # when it was enqueued
         self.check(12, noted == wanted, f"{run} is put back with the note {noted!r}")
 
     @precondition(lambda self: self.gone)
@@ -816,12 +823,9 @@ class CacheMachine(RuleBasedStateMachine):
                 lost, method.owed = route.wake, True
             case "pending":
                 lost = route.pending
-                self.forget_passed_over()
                 for run in self.runs:
                     if run.method == name:
-                        # What was cancelled may run now, and be answered once more.
-                        run.lost = run.lost or run.cancelled
-                        run.noted = run.cancelled = False
+                        run.noted = False
             case "running":
                 lost = worker.post.running
                 for claim in self.claims_of(worker):
@@ -849,13 +853,6 @@ class CacheMachine(RuleBasedStateMachine):
             case beside:
                 lost = getattr(self.service, beside, "") or getattr(route, beside)
         self.send("DEL", lost)
-
-    def forget_passed_over(self) -> None:
-        """Drop from the model's queues the jobs that a `take` has dropped already."""
-        for name, method in self.methods.items():
-            entries = self.send("LRANGE", self.route(name).queue, 0, -1)
-            waiting = {entry.partition(b" ")[0].decode() for entry in entries}
-            method.queue = [run for run in method.queue if run.id in waiting]
 
     # -- what holds after every step ----------------------------------------------------------
 

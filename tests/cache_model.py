@@ -23,7 +23,7 @@ RULES = {
     6: "A stale value is served at once, while exactly one run refreshes it.",
     7: "What was cached before a registration of another shape is not served after it.",
     8: "Bytes that are not ours count as a miss.",
-    9: "A cancelled job never runs, and one that others wait for is not cancelled.",
+    9: "A cancelled job neither waits nor runs; one that others wait for is not cancelled.",
     10: "Who has no claim changes nothing: a script that is sent again, a worker given up.",
     11: "A queue that waits has a wake token, or a worker about to take; a beat restores it.",
     12: "A job that is not lost is taken once, in its turn.",

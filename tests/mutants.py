@@ -197,13 +197,6 @@ MUTANTS = [
         11,
     ),
     Mutant(
-        "take claims what is cancelled",
-        "take",
-        "if not late and noted ~= '-' then",
-        "if not late then",
-        9,
-    ),
-    Mutant(
         "take does not claim",
         "take",
         "    redis.call('HSET', running, job, entry)\n",
@@ -338,11 +331,26 @@ MUTANTS = [
         3,
     ),
     Mutant(
-        "cancel leaves the note, and the job runs",
+        "cancel leaves the job in its queue, and it runs",
         "cancel",
-        "redis.call('HSET', pending, job, '-')\n",
-        "redis.call('HDEL', pending, job)\n",
+        "if not remove(queue, job, tonumber(string.match(noted, '^%d+'))) then\n"
+        "  redis.call('HSET', pending, job, '-')\nelseif",
+        "if",
         9,
+    ),
+    Mutant(
+        "cancel leaves the job in its queue, to be passed over",
+        "lib/remove",
+        "if type(length) ~= 'number' then\n",
+        "if type(length) == 'number' then\n",
+        9,
+    ),
+    Mutant(
+        "cancel takes another job out of the queue",
+        "lib/remove",
+        "redis.call('LSET', queue, index, job)\n",
+        "redis.call('LSET', queue, 0, job)\n",
+        12,
     ),
     Mutant(
         "release keeps the claim",
@@ -361,8 +369,8 @@ MUTANTS = [
     Mutant(
         "a run that is put back may not be cancelled again",
         "lib/put_back",
-        "job, mode, key or ''",
-        "job, 'none', key or ''",
+        "job, mode, note",
+        "job, 'none', note",
         12,
     ),
     Mutant(

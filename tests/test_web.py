@@ -171,17 +171,15 @@ def test_the_calls_of_a_client_that_hangs_up_are_withdrawn(
     assert patient != WEB
     with uvicorn(processes, code=patient) as web:
 
-        def pending() -> list[bytes]:
-            """What is noted of the jobs that wait; ``-`` stands for one that was withdrawn."""
+        def waiting() -> int:
             names = ("random_uuid", "random_password")
-            return [v for n in names for v in client.hvals(f"{SERVICE}:pending:{n}")]
+            return sum(client.llen(f"{SERVICE}:queue:{name}") for name in names)
 
         browser = http.client.HTTPConnection("localhost", web.port)
         browser.request("GET", "/page/4")
-        eventually(lambda: len(pending()) == 2)
-        assert b"-" not in pending()
+        eventually(lambda: waiting() == 2)
         browser.close()
-        eventually(lambda: pending() == [b"-", b"-"])
+        eventually(lambda: waiting() == 0)
         serve(processes, "rng.bus", playground, "random_uuid")
         assert web.get("/page/4")[0] == 200
         printed = web.end(signal.SIGINT)

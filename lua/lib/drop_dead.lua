@@ -5,10 +5,11 @@
 local function drop_dead(queue, pending, now, grace, most)
   for _ = 1, most do
     local job, deadline, mode, size = parse_job(redis.call('LINDEX', queue, 0) or '')
-    if not job or deadline == '0' then
+    if not job then
       return
     end
-    if now <= tonumber(deadline) + (size == '-' and 0 or grace) then
+    local is_late = deadline ~= '0' and now > tonumber(deadline) + (size == '-' and 0 or grace)
+    if not is_late and not (may_cancel(mode) and redis.call('HGET', pending, job) == '-') then
       return
     end
     redis.call('LPOP', queue)

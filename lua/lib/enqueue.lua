@@ -2,8 +2,9 @@
 -- include: outlive
 -- include: drop_dead
 -- include: may_cancel
--- Push a job on a queue, which lives until its last job is dead: `life` ms, 0: for ever. `note` is
--- put into `pending`, for a job that may be cancelled. Notes of a queue that is gone are of no use.
+-- Push a job on a queue, which lives until its last job is dead: `life` ms, 0: for ever. `note`,
+-- '<enqueued, ms>' and 'k<key>' where it has a key, is put into `pending`, for a job that may be
+-- cancelled. Notes of a queue that is gone are of no use.
 local function enqueue(push, queue, wake, pending, job, mode, note, entry, life, now, grace)
   local waiting = put_job(push, queue, wake, entry)
   outlive(queue, life, waiting == 1)

@@ -324,8 +324,14 @@ class Driver:
         return sorted(job.decode() for job in self.send("HKEYS", self.service.running(worker)))
 
     def pending(self, method: str = "m") -> dict[str, bytes]:
+        """What is noted of jobs that may be cancelled, without when they were enqueued."""
         flat = iter(self.client.hgetall(self.route(method).pending).items())
-        return {job.decode(): noted for job, noted in flat}
+        return {job.decode(): noted.lstrip(b"0123456789") for job, noted in flat}
+
+    def waiting(self, method: str = "m") -> list[str]:
+        """The jobs in a queue, the next one first."""
+        entries = self.send("LRANGE", self.route(method).queue, 0, -1)
+        return [entry.partition(b" ")[0].decode() for entry in entries]
 
     def lease_ends(self) -> dict[str, float]:
         """The workers, and when the lease of each ends."""

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from redis_bus.entries import Mode
@@ -37,16 +40,15 @@ def test_a_flight_of_another_type_tells_not_who_waits(lua: Driver) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("key", KEYS)
-def test_in_time_it_is_passed_over_and_its_outcome_says_so(
+def test_in_time_it_leaves_the_queue_and_its_outcome_says_so(
     lua: Driver, key: bytes | None, mode: Mode
 ) -> None:
     job = lua.queued(mode=mode, key=key)
     assert lua.cancel(job, key) == b"cancelled"
     assert lua.reply(job) == [CANCELLED]
     assert within(lua.reply_ttl(job), KEEP_MS)
-    assert lua.pending() == {job: b"-"}
+    assert (lua.pending(), lua.length()) == ({}, 0)
     assert lua.take() is None
-    assert lua.pending() == {}
     assert (lua.length(), lua.tokens(), lua.claims()) == (0, 0, [])
 
 
@@ -137,5 +139,128 @@ def test_the_flight_of_another_job_is_left_alone(lua: Driver) -> None:
 def test_other_jobs_of_the_service_are_left_alone(lua: Driver) -> None:
     cancelled, other = lua.queued(mode=Mode.RUN), lua.queued(mode=Mode.RUN)
     lua.cancel(cancelled)
-    assert lua.pending() == {cancelled: b"-", other: b""}
+    assert lua.pending() == {other: b""}
     assert lua.taken().id == other
+
+
+# -- where it waits -------------------------------------------------------------------------------
+
+
+def later(lua: Driver, **options: Any) -> str:
+    """Enqueue a job in another millisecond than the one before it."""
+    lua.pass_by(lua.now_ms())
+    return lua.queued(**options)
+
+
+@pytest.mark.parametrize("queued", [later, Driver.queued])
+@pytest.mark.parametrize("place", [0, 1, 3, 5, 6])
+def test_it_leaves_the_queue_wherever_it_waits_and_the_others_stay(
+    lua: Driver, place: int, queued: Callable[..., str]
+) -> None:
+    jobs = [queued(lua, mode=MODES[number % 2]) for number in range(7)]
+    assert lua.cancel(jobs[place]) == b"cancelled"
+    assert lua.waiting() == jobs[:place] + jobs[place + 1 :]
+    assert lua.pending().keys() == set(lua.waiting())
+
+
+def test_a_job_that_was_put_back_leaves_it_too(lua: Driver) -> None:
+    jobs = [later(lua, mode=Mode.RUN) for _ in range(5)]
+    for _ in range(3):
+        lua.taken()
+    for job in (jobs[1], jobs[2], jobs[0]):
+        lua.release(job)
+    for job in (jobs[2], jobs[0], jobs[1]):
+        assert lua.cancel(job) == b"cancelled"
+    assert lua.waiting() == jobs[3:]
+
+
+def test_it_is_found_among_very_many_by_when_it_was_enqueued(lua: Driver) -> None:
+    before = [lua.queued() for _ in range(1500)]
+    job = later(lua, mode=Mode.RUN)
+    behind = [later(lua) for _ in range(10)]
+    assert lua.cancel(job) == b"cancelled"
+    assert lua.waiting() == before + behind
+
+
+def test_jobs_in_no_order_and_bytes_that_are_none_are_passed_over(lua: Driver) -> None:
+    jobs = [later(lua, mode=Mode.RUN) for _ in range(5)]
+    queue = lua.route().queue
+    entries = lua.client.lrange(queue, 0, -1)
+    lua.client.delete(queue)
+    lua.client.rpush(queue, *FOREIGN, entries[4], *FOREIGN, *entries[:4], *FOREIGN)
+    for job in jobs:
+        assert lua.cancel(job) == b"cancelled"
+    assert lua.client.lrange(queue, 0, -1) == FOREIGN * 3
+
+
+@pytest.mark.parametrize("note", [b"", b"kk", b"9" * 400, b"0"])
+def test_without_a_time_in_its_note_it_is_looked_for_at_the_head(lua: Driver, note: bytes) -> None:
+    jobs = [later(lua, mode=Mode.RUN) for _ in range(3)]
+    lua.client.hset(lua.route().pending, jobs[1], note)
+    assert lua.cancel(jobs[1]) == b"cancelled"
+    assert lua.waiting() == [jobs[0], jobs[2]]
+
+
+def hidden(lua: Driver) -> str:
+    """Enqueue a job that is not found in its queue: behind very many, with another time."""
+    job = lua.queued(mode=Mode.RUN)
+    entry = lua.client.lpop(lua.route().queue)
+    for _ in range(1001):
+        lua.queued()
+    lua.client.rpush(lua.route().queue, entry)
+    lua.client.hset(lua.route().pending, job, b"1")
+    return job
+
+
+def test_one_that_is_not_found_is_passed_over(lua: Driver) -> None:
+    job = hidden(lua)
+    assert lua.cancel(job) == b"cancelled"
+    assert lua.pending() == {job: b"-"}
+    assert [lua.cancel(job), lua.reply(job)] == [b"late", [CANCELLED]]
+    lua.client.ltrim(lua.route().queue, -1, -1)
+    assert lua.waiting() == [job]
+    assert lua.take() is None
+    assert lua.pending() == {}
+
+
+def test_one_that_was_not_found_leaves_no_less_room_once_it_is_at_the_head(lua: Driver) -> None:
+    job = hidden(lua)
+    lua.cancel(job)
+    lua.client.ltrim(lua.route().queue, -1, -1)
+    new = lua.queued(mode=Mode.RUN, max_queue=1)
+    assert lua.waiting() == [new]
+    assert lua.pending() == {new: b""}
+
+
+def test_a_queue_of_another_type_stops_it_not(lua: Driver) -> None:
+    job = lua.queued(mode=Mode.RUN)
+    lua.client.delete(lua.route().queue)
+    lua.client.set(lua.route().queue, "foreign")
+    assert lua.cancel(job) == b"cancelled"
+    assert lua.reply(job) == [CANCELLED]
+
+
+@pytest.mark.parametrize("key", [None, b"k"])
+def test_it_withdraws_where_memory_is_full(lua: Driver, key: bytes | None) -> None:
+    job = lua.queued(mode=Mode.RUN, key=key)
+    with lua.memory_full():
+        assert lua.cancel(job, key) == b"cancelled"
+    assert (lua.length(), lua.reply(job)) == (0, [CANCELLED])
+
+
+def test_it_makes_room_for_another(lua: Driver) -> None:
+    jobs = [lua.queued(mode=Mode.ASYNC) for _ in range(3)]
+    assert lua.call(max_queue=3) == [b"full"]
+    lua.cancel(jobs[1])
+    assert lua.call(max_queue=3)[0] == b"queued"
+    assert lua.call(max_queue=3) == [b"full"]
+
+
+def test_the_last_one_takes_the_token_along_and_no_other_does(lua: Driver) -> None:
+    jobs = [lua.queued(mode=Mode.RUN) for _ in range(2)]
+    lua.cancel(jobs[1])
+    assert lua.tokens() == 1
+    lua.cancel(jobs[0])
+    assert lua.tokens() == 0
+    lua.queued()
+    assert lua.tokens() == 1

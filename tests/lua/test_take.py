@@ -261,12 +261,15 @@ def test_a_job_without_a_deadline_is_never_late(lua: Driver) -> None:
 
 @pytest.mark.parametrize("mode", [Mode.ASYNC, Mode.RUN])
 @pytest.mark.parametrize("key", [None, b"k"])
-def test_a_cancelled_job_is_passed_over(lua: Driver, key: bytes | None, mode: Mode) -> None:
+def test_a_cancelled_job_that_waits_still_is_passed_over(
+    lua: Driver, key: bytes | None, mode: Mode
+) -> None:
     cancelled = lua.queued(mode=mode, key=key)
     job = lua.queued()
-    assert lua.cancel(cancelled, key) == b"cancelled"
+    lua.client.hset(lua.route().pending, cancelled, "-")
     assert lua.taken().id == job
     assert lua.claims() == [job]
+    assert lua.pending() == {}
 
 
 @pytest.mark.parametrize("mode", [Mode.ASYNC, Mode.RUN])
