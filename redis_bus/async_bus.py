@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, ClassVar, ParamSpec, TypeVar, cast
 
 import redis
@@ -161,11 +162,16 @@ class AsyncBus(Registering):
 
         The worker has a thread of its own, and a loop of its own for ``async def`` functions: a
         function that blocks does not block this one. See `Bus.serve`.
+
+        The first signal lets what runs finish, the second does not wait for it: who waits for such
+        a job gets WorkerLost. Signals that somebody else handles are left to them: within uvicorn,
+        say, call `stop` or cancel the task when the application ends.
         """
         serving = self._bus._serving(
             pattern, debug=debug, concurrency=concurrency, max_jobs=max_jobs
         )
         with serving as worker, _Signals.stop(worker):
+            worker.is_apart = True
             await _in_thread(worker, worker.serve)
 
     async def serve_once(self, pattern: str | None = None, debug: bool = False) -> int:
@@ -191,8 +197,10 @@ class AsyncBus(Registering):
 
     async def aclose(self) -> None:
         """Stop serving and close the connections; the bus can be used again."""
-        await self._core.loops.close()
-        self._bus.close()
+        try:
+            await self._core.loops.close()
+        finally:
+            self._bus.close()
 
     async def __aenter__(self) -> AsyncBus:
         return self
@@ -263,23 +271,23 @@ async def _in_thread(worker: Worker, work: Callable[[], R]) -> R:
 
 
 class _Signals:
-    """Has SIGTERM and SIGINT stop the workers of one loop, as long as there are any."""
+    """Has SIGTERM and SIGINT stop the workers of one loop, where nobody else handles them."""
 
     _of: ClassVar[dict[asyncio.AbstractEventLoop, _Signals]] = {}
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
         self._workers: list[Worker] = []
-        self._before: dict[signal.Signals, Any] = {}
+        self._before: dict[int, Any] = {}
+        self._pid = os.getpid()
 
     @classmethod
     @contextlib.contextmanager
     def stop(cls, worker: Worker) -> Iterator[None]:
-        """Let the signals stop a worker within the block, where the loop can handle them."""
+        """Let the signals stop a worker within the block, where Python lets us handle them."""
         loop = asyncio.get_running_loop()
         ours = cls._of.get(loop)
         if ours is None:
-            ours = cls._of[loop] = cls(loop)
+            ours = cls._of[loop] = cls()
             ours._handle()
         ours._workers.append(worker)
         try:
@@ -293,16 +301,32 @@ class _Signals:
     def _handle(self) -> None:
         for number in SIGNALS:
             before = signal.getsignal(number)
-            with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
-                self._loop.add_signal_handler(number, self._stop)
-                self._before[number] = before
+            if _is_free(before):
+                with contextlib.suppress(ValueError):  # another thread than the main one
+                    # Not by the loop: whose handler it has cannot be asked, nor be put back.
+                    signal.signal(number, self._on_signal)
+                    self._before[number] = before
 
-    def _stop(self) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        is_forked = os.getpid() != self._pid
+        if is_forked or not self._workers:
+            # In a process that a job forked; or who handled it meanwhile has put this one back.
+            signal.signal(number, signal.SIG_DFL if is_forked else self._before[number])
+            signal.raise_signal(number)
+            return
         for worker in self._workers:
-            worker.stop()
+            worker.signalled()
 
     def _restore(self) -> None:
         for number, before in self._before.items():
-            self._loop.remove_signal_handler(number)
-            # None: it was set by other than Python, which cannot be put back.
-            signal.signal(number, signal.SIG_DFL if before is None else before)
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, before)
+
+
+def _is_free(handler: Any) -> bool:
+    """Whether that handler of a signal is nobody's: it is Python's own, or that of asyncio.run."""
+    if handler in (signal.SIG_DFL, signal.default_int_handler):
+        return True
+    runner = getattr(asyncio, "Runner", None)  # since Python 3.11; its handler is a partial
+    function = getattr(getattr(handler, "func", None), "__func__", None)
+    return function is not None and function is getattr(runner, "_on_sigint", None)

@@ -53,7 +53,7 @@ class Turn:
 
     args: Args
     task: asyncio.Task[Any] | None = None
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 class Window:
@@ -65,6 +65,7 @@ class Window:
         self._timeout, self._end = timeout, Deadline(timeout)
         self._turns: deque[Turn] = deque()
         self._failed = False  # then what comes behind is not wanted any more
+        self._is_over = False
         self._news: asyncio.Future[None] | None = None  # another turn
         self._room: asyncio.Future[None] | None = None  # for another turn
 
@@ -80,6 +81,7 @@ class Window:
                 _wake(self._room)
                 yield value
         finally:
+            self._is_over = True
             tasks = [turn.task for turn in self._turns if turn.task is not None]
             for task in (feeder, *tasks):
                 task.cancel()
@@ -99,7 +101,10 @@ class Window:
                 turn = Turn(args)
                 self._begin(turn)
                 self._add(turn)
-        except Exception as error:  # noqa: BLE001 - the caller's own, raised at its turn
+        except (Exception, asyncio.CancelledError) as error:
+            if self._is_over:
+                raise
+            # Of an iterable, which may have awaited what somebody cancelled; raised at its turn.
             self._add(Turn((), error=error))
         finally:
             _wake(self._news)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
 from . import async_dead_letters, async_fan_out, calls, forks, outcome, waiting
@@ -201,6 +201,10 @@ class AsyncRun(JobResult):
         deadline = Deadline(self._core.timeout if timeout is None else timeout)
         found = await self._core.drive(waiting.wait(self._ticket(), deadline))
         return outcome.decode(found, self._core.serializer, self._allow)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """Await it: `get`, with the timeout of its bus; so it goes into asyncio.as_completed."""
+        return self.get().__await__()
 
     async def done(self) -> bool:
         """Whether `get` would return, or raise the function's exception, at once."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
+import logging
 import os
 import re
 import select
@@ -30,6 +32,7 @@ from .transport import (
 )
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 # An inbox is pinged where it was silent for so long; its answer may take as long again.
 INBOX_SECONDS = 2.0
@@ -37,6 +40,10 @@ INBOX_SECONDS = 2.0
 LOOK_AGAIN_SECONDS = 0.05
 # How long it may take to hand the last bytes to Redis when a connection is closed.
 CLOSE_SECONDS = 1.0
+# So many fresh connections may be lost, each at once, before a call is told.
+CONNECT_TRIES = 2
+# How many commands that nobody waits for are kept for the next connection.
+MAX_FORGOTTEN = 10_000
 # Settings of a blocking connection that mean something else, or nothing, for one of asyncio.
 BLOCKING_ONLY = {
     "command_packer",
@@ -61,6 +68,9 @@ OCSP = {
 HUNG_UP = select.POLLHUP | getattr(select, "POLLRDHUP", 0)  # the latter is Linux's
 _ERRNO = re.compile(r"\[Errno (\d+)\]")
 _NOT_YET = object()
+CLOSED = "Redis closed it"
+BUS_CLOSED = "the bus was closed meanwhile"
+HANG_UPS = (ConnectionResetError, BrokenPipeError)
 
 
 class BusClosed(BusError):
@@ -109,22 +119,39 @@ class AsyncLink(asyncio.Protocol):
 
     async def connect(self, timeout: float) -> None:
         """Connect in at most ``timeout`` seconds. Raises ConnectionLost."""
-        connection = self._connection
         try:
-            await asyncio.wait_for(connection.connect(), timeout)
-        except asyncio.TimeoutError:
-            connection._close()
-            raise self._base.lost_connecting(late()) from None
-        except (redis.RedisError, OSError) as error:
-            raise self._base.lost_connecting(_plain(error)) from None
-        except BaseException:
-            connection._close()
+            await asyncio.wait_for(self._take_over(), timeout)
+        except BaseException as error:
+            # Cancelled, it may be made all the same.
+            self._connection._close()
+            self.close(redis.ConnectionError("it is not wanted"))
+            if isinstance(error, asyncio.TimeoutError):
+                raise self._base.lost_connecting(late()) from None
+            if isinstance(error, (redis.RedisError, OSError)):
+                plain = _plain(error)
+                # Whoever hangs up was there.
+                lost = (
+                    self._base.lost if isinstance(plain, HANG_UPS) else self._base.lost_connecting
+                )
+                raise lost(plain) from None
             raise
-        # The handshake is done: from here on, what comes is ours, without a stream between.
-        self._writer, connection._writer, connection._reader = connection._writer, None, None
-        assert self._writer is not None
-        self._writer.transport.set_protocol(self)
-        self._heard = self._loop.time()
+
+    def _lost_connecting(self, error: Exception) -> ConnectionLost:
+        if isinstance(error, HANG_UPS):  # who hangs up was there
+            return self._base.lost(error)
+        return self._base.lost_connecting(error)
+
+    async def _take_over(self) -> None:
+        """Connect. After the handshake, what comes is ours, without a stream between."""
+        connection = self._connection
+        await connection.connect()
+        reader, writer = connection._reader, connection._writer
+        writer.transport.set_protocol(self)
+        if writer.transport.is_closing() or reader.at_eof():
+            # The stream was told of it, this will not be.
+            raise redis.ConnectionError(CLOSED)
+        connection._reader = connection._writer = None
+        self._writer, self._heard = writer, self._loop.time()
 
     def exchange(self, commands: tuple[Command, ...]) -> asyncio.Future[list[Any]]:
         """Send commands; the future gets their replies, errors among them as values."""
@@ -155,7 +182,7 @@ class AsyncLink(asyncio.Protocol):
         poll.register(self._writer.get_extra_info("socket").fileno(), HUNG_UP)
         if not poll.poll(0):
             return False
-        self.close(redis.ConnectionError("Redis closed it"))
+        self.close(redis.ConnectionError(CLOSED))
         return True
 
     def close(self, error: BaseException | None = None) -> None:
@@ -203,7 +230,7 @@ class AsyncLink(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._gone.done():
             self._gone.set_result(None)
-        self.close(exc or redis.ConnectionError("Redis closed it"))
+        self.close(exc or redis.ConnectionError(CLOSED))
 
     def received(self, reply: Any) -> None:
         """Take a reply, or what Redis says unasked."""
@@ -263,7 +290,10 @@ class Inbox(AsyncLink):
     def expect(self, job: str) -> asyncio.Future[bytes | None]:
         """Return the outcome to be; empty where it is to be looked for in its reply list."""
         future: asyncio.Future[bytes | None] = self._loop.create_future()
-        self._expected.setdefault(job.encode(), set()).add(future)
+        if self.is_closed:  # since it was asked for: nothing will be told here
+            future.set_result(b"")
+        else:
+            self._expected.setdefault(job.encode(), set()).add(future)
         return future
 
     def ignore(self, job: str, future: asyncio.Future[bytes | None]) -> None:
@@ -305,6 +335,9 @@ class Inbox(AsyncLink):
                 future.set_result(outcome)
 
 
+Link = TypeVar("Link", bound=AsyncLink)
+
+
 class AsyncTransport:
     """The connections of one event loop: they are made when needed, and again where lost."""
 
@@ -316,6 +349,7 @@ class AsyncTransport:
         self._inbox: Inbox | None = None
         self._loop = asyncio.get_running_loop()
         self._shared: dict[str, asyncio.Task[Any]] = {}
+        self._forgotten: deque[Command] = deque(maxlen=MAX_FORGOTTEN)
         self._ending: AsyncGenerator[None, None] | None = None
 
     async def exchange(self, *commands: Command, timeout: float = READ_SECONDS) -> list[Any]:
@@ -326,11 +360,9 @@ class AsyncTransport:
         replies: list[Any] = []
         load: tuple[Command, ...] = ()
         for turn in range(LOAD_TRIES):
-            link = self._link
-            if link is None or link.is_stale():
-                started = self._loop.time()
-                link = await self.once("link", self._connect, timeout, self._base.lost_connecting)
-                timeout = max(LOOK_AGAIN_SECONDS, timeout - (self._loop.time() - started))
+            started = self._loop.time()
+            link = await self._connected(timeout)
+            timeout = max(LOOK_AGAIN_SECONDS, timeout - (self._loop.time() - started))
             future = link.exchange((*load, *commands[len(replies) :]))
             for reply in (await within(link, future, timeout))[len(load) :]:
                 if isinstance(reply, redis.exceptions.NoScriptError):
@@ -356,17 +388,39 @@ class AsyncTransport:
         return await self.exchange(*commands, timeout=timeout)
 
     def forget(self, command: Command) -> None:
-        """Send a command whose reply nobody needs, where there is a connection."""
+        """Send a command whose reply nobody needs, and that does no harm when it is sent twice."""
         link = self._link
-        if link is None or link.is_closed:
+        if link is None:  # what it would undo was not sent either
+            return
+        if link.is_closed:
+            self._forget_later(command)
             return
 
         def again(future: asyncio.Future[list[Any]]) -> None:
             lacks = redis.exceptions.NoScriptError
-            if future.exception() is None and isinstance(future.result()[0], lacks):
+            if future.exception() is not None:
+                self._forget_later(command)
+            elif isinstance(future.result()[0], lacks):
                 link.exchange((_load_of(command), command)).add_done_callback(_ignore)
 
         link.exchange((command,)).add_done_callback(again)
+
+    def _forget_later(self, command: Command) -> None:
+        """Send such a command over the next connection, which is made for it if need be."""
+        if self.is_closed:
+            return
+        self._forgotten.append(command)
+        if "forgotten" not in self._shared:
+            self._begin("forgotten", self._send_forgotten)
+
+    async def _send_forgotten(self) -> None:
+        while self._forgotten:
+            commands = tuple(self._forgotten)
+            self._forgotten.clear()
+            try:
+                await self.ask(*commands)
+            except BusError as error:
+                logger.debug("%d commands that nobody waits for are lost: %s", len(commands), error)
 
     async def inbox(self, timeout: float) -> Inbox:
         """Return the connection on which outcomes are told."""
@@ -387,25 +441,34 @@ class AsyncTransport:
         Who waits longer than ``timeout`` gets ``lost``.
         """
         if self.is_closed:
-            raise BusClosed("the bus was closed meanwhile")
+            raise BusClosed(BUS_CLOSED)
         if self._ending is None:
             self._ending = self._until_the_loop_ends()
             await anext(self._ending)
         task = self._shared.get(name)
         if task is None or task.done():
-            # In a context of its own: it is not for the job alone that begins it.
-            begin = contextvars.Context().run
-            task = self._shared[name] = begin(self._loop.create_task, _awaited(work))
-            task.add_done_callback(_ignore)
+            task = self._begin(name, work)
         await asyncio.wait([task], timeout=timeout)
         if not task.done():
             raise lost(late())
         if task.cancelled():
-            raise BusClosed("the bus was closed meanwhile")
+            raise BusClosed(BUS_CLOSED)
         error = task.exception()
         if isinstance(error, BusError):
             raise type(error)(*error.args)  # each has one of its own
         return task.result()  # type: ignore[no-any-return]
+
+    def _begin(self, name: str, work: Callable[[], Awaitable[Any]]) -> asyncio.Task[Any]:
+        """Begin shared work, in a context of its own: it is not for one job alone."""
+        begin = contextvars.Context().run
+        task = self._shared[name] = begin(self._loop.create_task, _awaited(work))
+        task.add_done_callback(functools.partial(self._shared_is_done, name))
+        return task
+
+    def _shared_is_done(self, name: str, task: asyncio.Task[Any]) -> None:
+        if self._shared.get(name) is task:
+            del self._shared[name]
+        _ignore(task)
 
     async def close(self) -> None:
         """Close both connections; who still waits gets an error."""
@@ -422,46 +485,64 @@ class AsyncTransport:
     async def _close(self) -> None:
         self.is_closed = True
         shared = list(self._shared.values())
+        links = [link for link in (self._link, self._inbox) if link is not None]
+        # All of it before anything is awaited: whoever closes may be cancelled there.
         for task in shared:
             task.cancel()
-        if shared:
-            await asyncio.wait(shared)
-        links = [link for link in (self._link, self._inbox) if link is not None]
         for link in links:
             link.close()
+        if shared:
+            await asyncio.wait(shared)
         for link in links:
             await link.closed()
 
+    async def _connected(self, timeout: float) -> AsyncLink:
+        """Return the connection for commands."""
+        link = self._link
+        for _ in range(CONNECT_TRIES):  # it may be lost before who waits for it has its turn
+            if link is not None and not link.is_stale():
+                break
+            link = await self.once("link", self._connect, timeout, self._base.lost_connecting)
+        assert link is not None
+        return link
+
     async def _connect(self) -> AsyncLink:
+        return await _persist(self._make_link)
+
+    async def _make_link(self) -> AsyncLink:
         link = AsyncLink(make_connection(self._base), self._base)
         await link.connect(READ_SECONDS)
-        self._link = link
+        self._link = self._wanted(link)
         return link
 
     async def _connect_inbox(self) -> Inbox:
-        try:
-            return await self._subscribe()
-        except ConnectionLost as error:
-            if is_unreachable(error):
-                raise
-        return await self._subscribe()
+        return await _persist(self._subscribe)
 
     async def _subscribe(self) -> Inbox:
         inbox = Inbox(make_connection(self._base), self._base)
         await inbox.connect(READ_SECONDS)
+        self._wanted(inbox)
         try:
             await inbox.subscribe()
         except asyncio.CancelledError:
             inbox.close()
             raise
-        self._inbox = inbox
+        self._inbox = self._wanted(inbox)
         return inbox
 
+    def _wanted(self, link: Link) -> Link:
+        """Return a link that was made; close it where that came too late."""
+        if self.is_closed:
+            link.close()
+            raise BusClosed(BUS_CLOSED)
+        return link
+
     async def _load_scripts(self) -> None:
+        await _persist(self._load_all)
+
+    async def _load_all(self) -> None:
         commands = tuple(("SCRIPT", "LOAD", script.source) for script in scripts.load().values())
-        link = self._link
-        if link is None:
-            return
+        link = await self._connected(READ_SECONDS)
         for reply in await within(link, link.exchange(commands), READ_SECONDS):
             if isinstance(reply, redis.ResponseError):
                 raise BusError(f"Redis at {self.address} refused our scripts: {reply}")
@@ -567,6 +648,16 @@ def _plain(error: Exception) -> Exception:
     if not isinstance(system, OSError) or isinstance(system, ssl.SSLError) or not number:
         return error
     return OSError(number, os.strerror(number))
+
+
+async def _persist(work: Callable[[], Awaitable[T]]) -> T:
+    """Do what does no harm when it is done twice; again where the connection is lost meanwhile."""
+    try:
+        return await work()
+    except ConnectionLost as error:
+        if is_unreachable(error):
+            raise
+    return await work()
 
 
 async def _awaited(work: Callable[[], Awaitable[T]]) -> T:

@@ -27,6 +27,7 @@ BLOCKED_SECONDS = 1.0
 LOOK_SECONDS = 0.5
 # How long tasks that are cancelled at the end may take for that.
 CLOSE_SECONDS = 2.0
+LEFT_ALONE = "the event loop of the async functions is blocked: it is left alone"
 
 # For which run this code is: also that of tasks which a function starts.
 _current: ContextVar[_Run | None] = ContextVar("redis_bus_run", default=None)
@@ -39,6 +40,9 @@ class Loop(Protocol):
 
     def run(self, awaitable: Awaitable[Any], method: str) -> Any:
         """Wait for what an ``async def`` function returned, in the context of the caller."""
+
+    def cancel(self) -> None:
+        """Cancel what runs, and return at once; from any thread."""
 
     def look(self) -> None:
         """Warn where a function blocks others; for the heart, every `look_seconds`."""
@@ -97,18 +101,22 @@ class LoopHere:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._interrupted = False
+        self._rests = threading.Event()
+        self._rests.set()
 
     def run(self, awaitable: Awaitable[Any], method: str) -> Any:
         """Run it to its end. Raises StopNow where `interrupt` ended it."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
         run = _Run(awaitable, method)
+        self._rests.clear()
         self._task = self._loop.create_task(run.carry_out(), name=method)
         try:
             self._loop.run_until_complete(self._task)
         except asyncio.CancelledError:
             pass  # before it began
         finally:
+            self._rests.set()
             self._task = None
         if self._interrupted and run.was_cancelled():
             raise StopNow
@@ -116,16 +124,24 @@ class LoopHere:
 
     def interrupt(self) -> bool:
         """Cancel the function that runs; for signal handlers. False: it cannot, or did before."""
-        if self._loop is None or self._task is None or self._interrupted:
+        loop, task = self._loop, self._task
+        if loop is None or task is None or self._interrupted:
             return False
         self._interrupted = True
-        self._loop.call_soon_threadsafe(self._task.cancel)
+        loop.call_soon_threadsafe(task.cancel)
         return True
+
+    def cancel(self) -> None:
+        self.interrupt()
 
     def look(self) -> None:
         pass
 
     def close(self) -> None:
+        # In another thread, a function that was cancelled may be about to end.
+        if not self._rests.wait(2 * CLOSE_SECONDS):
+            logger.warning(LEFT_ALONE)
+            return
         loop, self._loop = self._loop, None
         if loop is not None:
             _wind_up(loop)
@@ -188,7 +204,7 @@ class LoopThread:
             loop.call_soon_threadsafe(loop.stop)
         thread.join(2 * CLOSE_SECONDS)
         if thread.is_alive():
-            logger.warning("the event loop of the async functions is blocked: it is left alone")
+            logger.warning(LEFT_ALONE)
 
     # -- on the loop --------------------------------------------------------------------------
 

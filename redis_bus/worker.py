@@ -87,6 +87,8 @@ class Worker:
         self.claims = Claims(self.post, core.transport)
         # Workers whose place this one takes, of which its supervisor knows that they are dead.
         self.succeeds: tuple[str, ...] = ()
+        # Whether jobs run in threads of their own even one at a time: a second signal leaves them.
+        self.is_apart = False
         self.methods = frozenset(target.name for target in targets)
         self.stopping = StopFlag()
         self.loop: Loop = LoopHere() if concurrency == 1 else LoopThread()
@@ -112,7 +114,7 @@ class Worker:
         self.publish()
         with self._listening(), self._alive():
             logger.info("worker %s serves %s", self.id, ", ".join(sorted(self.methods)))
-            if len(self.slots) == 1:
+            if len(self.slots) == 1 and not self.is_apart:
                 self.slots[0].serve()
             else:
                 self._serve_in_threads()
@@ -132,6 +134,15 @@ class Worker:
     def stop(self) -> None:
         """Finish what runs and take no other job; safe from any thread and signal handler."""
         self.stopping.set()
+
+    def signalled(self) -> None:
+        """Stop; at the second time leave alone jobs that run in threads of their own.
+
+        Safe from any thread and signal handler.
+        """
+        self._signals += 1
+        self.stop()
+        self._news.put(None)
 
     @property
     def was_told_twice(self) -> bool:
@@ -181,8 +192,7 @@ class Worker:
         A function in a thread cannot be ended from outside. What comes of it is not wanted then.
         """
         lost = [finish for finish in [slot.abandon() for slot in threads] if finish is not None]
-        if isinstance(self.loop, LoopThread):
-            self.loop.cancel()
+        self.loop.cancel()
         try:
             if lost:
                 self.core.transport.exchange(*lost, timeout=LEAVE_SECONDS)
@@ -238,11 +248,10 @@ class Worker:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        self._signals += 1
-        self.stop()
+        self.signalled()
         if len(self.slots) > 1:
-            self._news.put(None)
-        elif self._signals > 1:
+            return
+        if self._signals > 1:
             self.slots[0].runner.interrupt()
         else:
             self.slots[0].runner.tell_debugger()

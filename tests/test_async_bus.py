@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -30,6 +30,7 @@ from redis_bus import (
     RemoteError,
     RemoteTraceback,
     SerializationError,
+    WorkerLost,
 )
 from redis_bus.async_dead_letters import AsyncDeadLetter
 from redis_bus.async_method import AsyncMethod, AsyncRun
@@ -37,8 +38,9 @@ from redis_bus.deadline import Deadline
 from tests import test_calls
 from tests.async_support import Gate, calling, run, until
 from tests.commands import sent
-from tests.support import Processes, eventually, serving, workers
+from tests.support import PATIENCE_SECONDS, Processes, eventually, serving, workers
 from tests.test_calls import BAD_CALLS, GOOD_CALLS
+from tests.test_web import LEFT, uvicorn
 
 QUEUE = "rb:{test:}:queue:"
 PENDING = "rb:{test:}:pending:"
@@ -781,6 +783,141 @@ def test_the_handlers_of_signals_are_as_before_when_nothing_is_served(url: str) 
     run(body())
 
 
+HANGING = """
+    import asyncio, sys, threading, redis_bus
+    bus = redis_bus.AsyncBus("served")
+    @bus.register()
+    def plain():
+        threading.Event().wait()
+    @bus.register("async")
+    async def waits():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            print("cancelled", flush=True)
+    async def main():
+        await bus.serve(concurrency=int(sys.argv[1]))
+        await bus.aclose()
+        print("served")
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+@pytest.mark.parametrize("name", ["plain", "async"])
+def test_a_second_signal_stops_a_job_that_hangs(
+    some: Processes, some_bus: Bus, name: str, concurrency: int
+) -> None:
+    process = some.python(HANGING, str(concurrency))
+    eventually(lambda: workers(some_bus, name))
+    result = some_bus[name].run()
+    eventually(lambda: some_bus.stats()[name]["queued"] == 0)
+    process.send_signal(signal.SIGINT)
+    # No longer offered: the first signal was taken.
+    eventually(lambda: workers(some_bus, name) == 0)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(WorkerLost, match="its worker was stopped while it ran"):
+        result.get()
+    said = "served\n" if name == "plain" else "cancelled\nserved\n"
+    assert process.communicate(timeout=PATIENCE_SECONDS) == (said, "")
+    assert process.returncode == 0
+
+
+@pytest.fixture
+def terminations() -> Iterator[list[str]]:
+    """The SIGTERMs of this process, as a handler of its host takes them."""
+    told: list[str] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: told.append("host"))
+    yield told
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("by_loop", [False, True], ids=["by signal", "by its loop"])
+def test_signals_that_the_host_handles_are_left_to_it(
+    url: str, terminations: list[str], by_loop: bool
+) -> None:
+    told = terminations
+
+    async def body() -> None:
+        loop = asyncio.get_running_loop()
+        if by_loop:
+            loop.add_signal_handler(signal.SIGTERM, told.append, "host")
+        async with calling(url) as bus:
+            bus.register()(echo)
+            task = asyncio.create_task(bus.serve())
+            await bus.echo(1)
+            signal.raise_signal(signal.SIGTERM)
+            await until(lambda: told == ["host"])
+            assert await bus.echo(2) == 2
+            bus.stop()
+            await task
+            signal.raise_signal(signal.SIGTERM)
+            await until(lambda: told == ["host"] * 2)
+        loop.remove_signal_handler(signal.SIGTERM)
+
+    run(body())
+
+
+def test_a_handler_that_comes_while_it_serves_is_not_lost(url: str) -> None:
+    told: list[str] = []
+
+    async def body() -> None:
+        loop = asyncio.get_running_loop()
+        async with calling(url) as bus:
+            bus.register()(echo)
+            task = asyncio.create_task(bus.serve())
+            await bus.echo(1)
+            ours = signal.getsignal(signal.SIGINT)
+            loop.add_signal_handler(signal.SIGINT, told.append, "host")
+            signal.raise_signal(signal.SIGINT)
+            await until(lambda: told == ["host"])
+            assert await bus.echo(2) == 2
+            bus.stop()
+            await task
+            signal.raise_signal(signal.SIGINT)
+            await until(lambda: told == ["host"] * 2)
+            loop.remove_signal_handler(signal.SIGINT)
+            # As who keeps what was there and puts it back: by then nothing is served.
+            signal.signal(signal.SIGINT, ours)
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        run(body())
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+WEB_WORKER = """
+    import asyncio, contextlib, fastapi, redis_bus
+    bus = redis_bus.AsyncBus("served")
+    bus.register("echo")(lambda value: value)
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        async with bus:
+            task = asyncio.create_task(bus.serve())
+            yield
+            bus.stop()
+            await task
+    app = fastapi.FastAPI(lifespan=lifespan)
+"""
+
+
+def test_one_signal_ends_a_web_service_that_serves_methods_too(
+    some: Processes, some_bus: Bus
+) -> None:
+    with uvicorn(some, code=WEB_WORKER) as web:
+        eventually(lambda: workers(some_bus, "echo"))
+        assert some_bus.echo(1) == 1
+        printed = web.end(signal.SIGTERM)
+    assert not LEFT.search(printed), printed
+    assert "Application shutdown complete." in printed
+    assert workers(some_bus, "echo") == 0
+
+
 # -- nested calls -------------------------------------------------------------------------------
 
 
@@ -1075,6 +1212,39 @@ def test_a_withdrawal_survives_scripts_that_are_flushed(
             with pytest.raises(asyncio.CancelledError):
                 await call
             await until(lambda: not client.exists(QUEUE + "echo", PENDING + "echo"))
+
+    run(body())
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+def test_a_call_that_is_cancelled_while_its_connection_is_cut_is_withdrawn(
+    bus: Bus, url: str, client: redis.Redis, noticed: bool
+) -> None:
+    bus.register()(echo)
+    bus.serve_once()
+
+    async def body() -> None:
+        async with calling(url, client_name="ours") as far:
+            transport = far._core.loops.here()
+            calls = [asyncio.create_task(far.echo(n)) for n in range(3)]
+            await until(lambda: client.llen(QUEUE + "echo") == 3)
+            link = transport._link
+            assert link is not None
+            for one in client.client_list():
+                if one["name"] == "ours" and one["sub"] == "0":
+                    client.client_kill_filter(_id=one["id"])
+            if noticed:
+                await until(lambda: link.is_closed)
+            assert link.is_closed == noticed
+            for call in calls[:2]:
+                call.cancel()
+            await asyncio.wait(calls[:2])
+            await until(lambda: list(client.hvals(PENDING + "echo")).count(b"-") == 2)
+            await until(lambda: transport._shared == {})
+            # With the bus, there is nobody left who would send it.
+            client.client_kill_filter(_type="normal", skipme=True)
+            calls[2].cancel()
+            await asyncio.wait(calls[2:])
 
     run(body())
 

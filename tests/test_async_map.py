@@ -220,6 +220,25 @@ def test_errors_come_at_their_turn(plain: Bus, url: str) -> None:
     run(fail())
 
 
+def test_a_cancellation_within_the_iterable_is_raised_at_its_turn(plain: Bus, url: str) -> None:
+    async def source() -> AsyncIterator[int]:
+        yield 1
+        yield 2
+        other = asyncio.create_task(asyncio.Event().wait())
+        other.cancel()
+        yield await other
+
+    async def read() -> None:
+        async with calling(url) as bus:
+            found = []
+            with pytest.raises(asyncio.CancelledError):
+                async for value in bus.square.map(source()):
+                    found.append(value)
+            assert found == [1, 4]
+
+    run(read())
+
+
 def test_nothing_more_is_begun_once_a_failure_is_known(plain: Bus, url: str) -> None:
     async def fail() -> None:
         arguments = itertools.chain([1, object()], itertools.count(5))
@@ -327,5 +346,7 @@ def test_results_as_they_get_done_with_asyncio_s_own(plain: Bus, url: str) -> No
             runs = [await bus.square.run(n) for n in range(20)]
             found = [await one for one in asyncio.as_completed([r.get() for r in runs])]
             assert sorted(found) == [n * n for n in range(20)]
+            assert sorted([await one for one in asyncio.as_completed(runs)]) == sorted(found)
+            assert await runs[3] == 9
 
     run(read())

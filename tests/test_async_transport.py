@@ -23,7 +23,7 @@ import redis
 import redis.asyncio as aioredis
 
 from redis_bus import AsyncBus, Bus, BusError, CallTimeout, ConnectionLost
-from redis_bus.async_transport import AsyncTransport, make_connection
+from redis_bus.async_transport import AsyncLink, AsyncTransport, make_connection
 from redis_bus.embedded import EmbeddedRedis
 from redis_bus.transport import Transport
 from tests.async_support import Gate, calling, run, until
@@ -704,6 +704,92 @@ def test_a_thousand_calls_connect_once(bus: Bus, url: str, monkeypatch: pytest.M
     assert len(made) == 2
 
 
+def test_nothing_is_kept_of_names_that_were_asked_for(bus: Bus, url: str) -> None:
+    bus.register()(echo)
+
+    async def body() -> None:
+        async with calling(url) as far:
+            for name in ("nope", "echo", "none"):
+                found = await far.get_method(name)
+                assert (found is not None) == (name == "echo")
+                with contextlib.suppress(AttributeError):
+                    assert await far[name](1) == 1
+            assert far._core.loops.here()._shared == {}
+
+    with serving(bus):
+        run(body())
+
+
+def cut_behind_the_handshake(client: redis.Redis, connection: Any) -> Any:
+    """Have Redis close a connection when it is made, before anybody looks at it again."""
+    connect = connection.connect
+
+    async def connect_and_cut() -> None:
+        await connect()
+        cut(client)
+        await until(connection._reader.at_eof)
+
+    connection.connect = connect_and_cut
+    return connection
+
+
+def test_a_connection_that_is_closed_behind_its_handshake_is_not_waited_on(
+    url: str, client: redis.Redis
+) -> None:
+    async def body() -> None:
+        base = AsyncBus("test", url=url, client_name=OURS)._core.loops._base
+        link = AsyncLink(cut_behind_the_handshake(client, make_connection(base)), base)
+        with pytest.raises(ConnectionLost, match=r"was lost \(Redis closed it\)"):
+            await link.connect(PATIENCE_SECONDS)
+
+    run(body())
+
+
+def test_a_connection_that_is_lost_before_anything_ran_fails_no_call(
+    bus: Bus, url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    def make(base: Transport) -> Any:
+        made.append(make_connection(base))
+        return cut_behind_the_handshake(client, made[-1]) if len(made) == 2 else made[-1]
+
+    monkeypatch.setattr("redis_bus.async_transport.make_connection", make)
+    bus.register()(echo)
+
+    async def body() -> None:
+        async with calling(url, client_name=OURS) as far:
+            await far.get_method("echo")
+            transport = far._core.loops.here()
+            await transport.inbox(1)
+            link = transport._link
+            assert link is not None
+            await until(lambda: cut(client) == 0)
+            await until(lambda: link.is_closed)
+            assert await far.echo(1) == 1
+            assert len(made) > 3
+            # Its outcome is looked for at once where nothing is told any more.
+            inbox = await transport.inbox(1)
+            inbox.close()
+            assert inbox.expect("job").result() == b""
+            # The scripts are not there, and the connection is lost as they are loaded.
+            client.script_flush()
+            load, loads = transport._load_all, []
+
+            async def cut_and_load() -> None:
+                loads.append(1)
+                if len(loads) == 1:
+                    cut(client, inbox=False)
+                await load()
+
+            monkeypatch.setattr(transport, "_load_all", cut_and_load)
+            assert await far.echo(2) == 2
+            assert len(loads) == 2
+
+    with serving(bus):
+        run(body())
+
+
 def test_a_host_that_does_not_answer_holds_no_call_past_its_timeout() -> None:
     """However many wait for the connection, whoever began it."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -769,6 +855,44 @@ def test_closing_while_it_connects_leaves_nothing(bus: Bus, url: str, client: re
 
     with serving(bus):
         run(body())
+
+
+def test_a_closing_that_is_cancelled_leaves_nothing(
+    bus: Bus, url: str, client: redis.Redis
+) -> None:
+    bus.register()(echo)
+
+    async def body() -> None:
+        for turns in range(1, 8):
+            far = AsyncBus("test", url=url, client_name=OURS)
+            far.register("own")(echo)
+            assert await far.serve_once() == 0  # over blocking connections
+            assert await far.echo(1) == 1
+            assert len(ours(client)) > 2
+            closing = asyncio.create_task(far.aclose())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            closing.cancel()
+            await asyncio.wait([closing])
+            await until(lambda: not ours(client))
+
+    with serving(bus):
+        run(body())
+
+
+def test_a_connection_that_is_made_too_late_is_closed(url: str, client: redis.Redis) -> None:
+    async def body() -> None:
+        far = AsyncBus("test", url=url, client_name=OURS)
+        transport = far._core.loops.here()
+        for connect in (transport._connect, transport._connect_inbox):
+            connecting = asyncio.create_task(connect())
+            await far.aclose()
+            transport.is_closed = True
+            with pytest.raises(BusError, match="the bus was closed meanwhile"):
+                await connecting
+            await until(lambda: not ours(client))
+
+    run(body())
 
 
 CLEAN = """
