@@ -49,7 +49,7 @@ setup(
         ],
     },
     entry_points={
-        "console_scripts": ["redis-bus=redis_bus.cli:main"],
+        "console_scripts": ["redis-bus=redis_bus.entry:main"],
         "pytest11": ["redis_bus=redis_bus.testing"],
     },
     classifiers=[

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .deadline import Deadline, check_seconds
 from .errors import CallTimeout, QueueFull
-from .fan_out import check_window
+from .fan_out import check_iterables, check_window
 from .target import Args, ShownCall
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def fan_out(
     method: AsyncMethod, iterables: tuple[AnyIterable, ...], timeout: float | None, size: int
 ) -> AsyncGenerator[Any, None]:
     """Return the iterator of the values. See `AsyncMethod.map`."""
+    check_iterables(method.__name__, iterables)
     check_seconds("timeout", timeout)
     return Window(method, Rows(iterables), timeout, check_window(size)).values()
 

@@ -199,7 +199,7 @@ class AsyncRun(JobResult):
     async def get(self, timeout: float | None = None) -> Any:
         """Return the value, or raise what the function raised. See `AsyncResult.get`."""
         deadline = Deadline(self._core.timeout if timeout is None else timeout)
-        found = await self._core.drive(waiting.wait(self._ticket(), deadline))
+        found = await self._core.drive(waiting.outcome_of(self._ticket(), deadline))
         return outcome.decode(found, self._core.serializer, self._allow)
 
     def __await__(self) -> Generator[Any, None, Any]:

@@ -43,7 +43,7 @@ class Bus(Registering):
     ``redis_kwargs`` are handed to `redis.Redis`.
 
     Making one does no I/O. Raises ValueError for names with characters other than
-    ``A-Z a-z 0-9 _ . -`` and for a URL that means nothing.
+    ``A-Z a-z 0-9 _ . -`` and for a URL that means nothing, TypeError for what is of another type.
     """
 
     def __init__(
@@ -59,6 +59,9 @@ class Bus(Registering):
         serializer: str | codec.Serializer = "msgpack",
         **redis_kwargs: Any,
     ) -> None:
+        for argument, text in (("name", name), ("prefix", prefix), ("url", url or "")):
+            if not isinstance(text, str):
+                raise TypeError(f"{argument}={text!r}: a str, not {type(text).__name__}")
         self.name = check_bus_name(name)
         self.prefix = check_prefix(prefix)
         for setting, value in (("cache_expire", cache_expire), ("timeout", timeout)):

@@ -345,8 +345,8 @@ def raise_refusal(status: list[Any], target: Target, shown: ShownCall | str) -> 
             raise QueueFull(f"{shown}: {jobs} for {target.name} already (max_queue)")
         case [b"no_workers"] if nested.busy_worker(target.route):
             raise Deadlock(
-                f"{shown}: deadlock: the only worker that serves {target.name} is busy with the "
-                f"job that makes this call; start another worker, or call the function itself"
+                f"{shown}: deadlock: the only worker alive that serves {target.name} is busy with "
+                f"the job that makes this call; start another worker, or call the function itself"
             )
         case [b"no_workers"]:
             raise NoWorkers(f"{shown}: no worker alive serves {target.name}")

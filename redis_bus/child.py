@@ -60,6 +60,7 @@ class Child:
         self.has_left = False  # its worker ended by itself, and with it the lease
         self.ran = 0
         self.is_spent = False
+        self.finishes: list[str] | None = None  # which methods run still, once it was told to end
         self.was_told = False  # to end
         self.has_closed = False
         self.started = time.monotonic()

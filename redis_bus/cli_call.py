@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
+from . import calls
 from .bus import Bus
 from .cli_common import (
     Exit,
@@ -28,9 +29,16 @@ from .cli_common import (
 from .codec import to_json
 from .errors import BusError, RemoteError, RemoteTraceback
 from .method import Method
-from .target import ShownCall
+from .protocol import Command
+from .target import Args, Kwargs, ShownCall
 
 # Negative numbers are arguments, not options.
+# What ctrl-C came to, by what the script `cancel` answers.
+WITHDRAWN = {
+    b"cancelled": "withdrawn, no worker had taken it",
+    b"late": "not withdrawn, a worker has taken it already",
+    b"shared": "not withdrawn, others wait for it too",
+}
 TAKES_VALUES = {"ignore_unknown_options": True}
 
 
@@ -61,6 +69,8 @@ def call(
     ARGS are read as JSON, else as text: 1 is a number, '"1"' and one are texts, [1,2] is a list,
     and b=2 is the keyword argument b. After -- everything is an argument.
 
+    At ctrl-C the call is withdrawn, if no worker has taken it.
+
     Exit codes: 1 it raised (its traceback is on stderr; with --json it is an object on stdout,
     {"error": {"type": ..., "message": ..., "traceback": ...}}), 2 the call is wrong, 3 no worker
     serves it, 4 timeout, 5 no Redis.
@@ -71,13 +81,30 @@ def call(
         if timeout is not None:
             remote = remote.options(timeout=timeout)
         try:
-            result = remote(*values, **keywords)
+            result = _call(opened_bus, remote, values, keywords)
         except Exception as error:  # noqa: BLE001 - a remote function may raise anything
             _fail_for(error, as_json=as_json)
     if as_json:
         print_json(to_json(result))
     else:
         click.echo(result if isinstance(result, str) else repr(result))
+
+
+def _call(bus: Bus, remote: Method[..., Any], args: Args, kwargs: Kwargs) -> object:
+    """Call a method; at ctrl-C withdraw the job, if no worker has taken it, and say so."""
+    remote.listens = True  # so it can be withdrawn
+
+    def gone(withdraw: Command) -> None:
+        click.echo(err=True)
+        try:
+            status = bus._core.transport.exchange(withdraw)[0]
+        except BusError as error:
+            why = f"it may still run: {describe(error)}"
+        else:
+            why = WITHDRAWN.get(status, status)
+        fail(f"{ShownCall(remote.__name__, args, kwargs)}: {why}", Exit.INTERRUPTED)
+
+    return bus._core.drive(calls.call(remote, args, kwargs, remote._options), gone)
 
 
 @click.command("clear-cache", short_help="Forget cached values.", context_settings=TAKES_VALUES)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 
+from .address import describe_url
 from .embedded import EmbeddedRedis, EmbeddedUnavailable
 
 PROBE_SECONDS = 1.0
@@ -32,6 +34,25 @@ def private_url(stack: contextlib.ExitStack, port: int) -> tuple[str, str]:
             f"other terminals find it with REDIS_BUS_URL={server.url}"
         )
     raise AssertionError("the last try returns or raises")
+
+
+def where_others_look(url: str) -> list[str]:
+    """Return what to say of an environment that leads other processes past the private Redis."""
+    for name in ("REDIS_BUS_URL", "REDIS_URL"):
+        other = os.environ.get(name)
+        if not other:
+            continue
+        try:
+            place = describe_url(other)
+        except ValueError:
+            place = "no Redis"
+        if place == describe_url(url):
+            return []
+        return [
+            f"{name} does not count with --embedded, but others that have it look at {place}: "
+            f"set REDIS_BUS_URL={url} for them"
+        ]
+    return []
 
 
 def _what_listens(port: int) -> str:

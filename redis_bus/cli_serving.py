@@ -15,12 +15,12 @@ import click
 from .address import describe_url
 from .bus import Bus
 from .cli_common import Exit, count, fail
-from .cli_log import say_json, say_text, set_up_logging
-from .cli_private import private_url
+from .cli_log import NAMES_SHOWN, finishing, say_json, say_text, set_up_logging
+from .cli_private import private_url, where_others_look
 from .cli_signals import EndingSignals, bounded_shutdown
 from .cli_target import BadTarget, load_bus, split_target
 from .lapse import lease_of
-from .supervised import Supervised
+from .supervised import OTHERS, Supervised
 from .supervisor import Supervisor
 from .watcher import Watcher
 from .worker import Worker, importing
@@ -28,7 +28,6 @@ from .worker import Worker, importing
 logger = logging.getLogger("redis_bus")
 
 DEFAULT_PORT = 6379
-NAMES_SHOWN = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +68,13 @@ def run(options: ServeOptions) -> None:
     if supervised is not None:
         say = supervised.notes.append
     with EndingSignals() as signals, contextlib.ExitStack() as stack:
-        url, told = options.url, None
+        url, told = options.url, list[str]()
         _check_shape(options.target)
         if options.embedded:
             # It is started before the import, for which it may be needed, and told of after it.
             with signals.held():
-                url, told = private_url(stack, options.embedded_port)
+                url, text = private_url(stack, options.embedded_port)
+                told = [text, *where_others_look(url)]
                 stack.callback(signals.ignore)
                 gc.collect()  # for a signal that came in a destructor would be lost there
         address = _address(url) if url else None
@@ -84,11 +84,13 @@ def run(options: ServeOptions) -> None:
         if options.workers or options.reload:
             with signals.held():
                 watcher = stack.enter_context(_watcher(options)) if options.reload else None
+            if options.workers and options.workers > 1 and not options.burst:
+                os.environ[OTHERS] = "1"
             supervisor = Supervisor(
                 options.for_child(),
                 options.workers or 1,
                 say=say,
-                first=[told] if told else [],
+                first=told,
                 burst=options.burst,
                 shutdown_timeout=options.shutdown_timeout,
                 watcher=watcher,
@@ -97,8 +99,8 @@ def run(options: ServeOptions) -> None:
         bus, names = _load(options, signals)
         # A Redis that is elsewhere may take its time; then a signal ends the wait for it.
         with signals.held() if told else contextlib.nullcontext():
-            if told:
-                say(told)
+            for text in told:
+                say(text)
             ours = bus._core.transport.address
             if address and ours != address:
                 say(f"{options.target} names its own Redis, {ours}, which counts")
@@ -117,11 +119,19 @@ def run(options: ServeOptions) -> None:
             say(banner if options.burst else f"{banner}; ctrl-C stops")
         _warn_of_names(bus, names, say)
         if supervised is not None:
-            worker.succeeds = supervised.succeeds
+            worker.succeeds, worker.has_others = supervised.succeeds, supervised.has_others
             # What Redis refuses is found out before it counts as served.
             bus._core.drive(bus._core.publish(worker.registrations))
             supervised.serves(worker.id, lease_of(worker), banner)
-        with bounded_shutdown(options.shutdown_timeout):
+
+        def begun() -> None:
+            methods = worker.running()
+            if supervised is not None:
+                supervised.finishes(methods)
+            elif methods:
+                say(finishing(methods, options.shutdown_timeout))
+
+        with bounded_shutdown(options.shutdown_timeout, begun):
             _work(worker, options, supervised, say)
             if supervised is not None:
                 supervised.has_left()

@@ -185,9 +185,10 @@ class SignalPipe:
 
 
 @contextlib.contextmanager
-def bounded_shutdown(seconds: float) -> Iterator[None]:
+def bounded_shutdown(seconds: float, begun: Callable[[], None]) -> Iterator[None]:
     """So long after the first signal, send this process a second: the worker then stops at once.
 
+    At the first one ``begun`` is called, in a thread: it may print and wait as no handler may.
     Signals are seen through a wakeup socket, so the worker's own handlers stay as they are.
     """
     ended = threading.Event()
@@ -201,6 +202,8 @@ def bounded_shutdown(seconds: float) -> Iterator[None]:
                 return
             if any(number in STOPPING for number in numbers):
                 break
+        with contextlib.suppress(OSError):  # nobody reads what it says
+            begun()
         if not ended.wait(seconds):
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .async_bus import AsyncBus
 from .bus import Bus
 from .worker import ServedAtImport, importing
 
@@ -18,7 +19,7 @@ SHAPE = "a target is module.attr or module:attr"
 _OWN_FOLDER = str(Path(__file__).parent)
 # rng, rng.py, rng.bus, rng.py:bus: what people write for rng.bus.
 _SPELLING = re.compile(r"(?P<module>\w[\w.]*?)(?:\.py)?(?:[:.](?P<attribute>\w+))?")
-_MAKES_BUS = re.compile(r"^(\w+)\s*(?::[^=\n]+)?=\s*(?:\w+\.)?Bus\(", re.MULTILINE)
+_MAKES_BUS = re.compile(r"^(\w+)\s*(?::[^=\n]+)?=\s*(?:\w+\.)?(?:Async)?Bus\(", re.MULTILINE)
 
 
 class BadTarget(Exception):
@@ -28,6 +29,7 @@ class BadTarget(Exception):
 def load_bus(target: str) -> Bus:
     """Import the bus that a target names, from the current folder first.
 
+    Of an `AsyncBus` that is the blocking one behind it, which has its registrations and middleware.
     Raises BadTarget where there is none, or where nothing is registered on it.
     """
     module_name, attribute = split_target(target)
@@ -36,6 +38,8 @@ def load_bus(target: str) -> Bus:
         sys.path.insert(0, folder)
     module = _import(module_name)
     bus = _find(module, module_name, attribute)
+    if isinstance(bus, AsyncBus):
+        bus = bus._bus
     if not isinstance(bus, Bus):
         raise BadTarget(f"{target} is no Bus, but {_with_article(type(bus).__name__)}")
     if not bus._core.registrations:
@@ -147,7 +151,9 @@ def _find(module: ModuleType, module_name: str, attribute: str) -> Any:
         try:
             found = getattr(found, name)
         except AttributeError:
-            buses = [key for key, value in vars(module).items() if isinstance(value, Bus)]
+            buses = [
+                key for key, value in vars(module).items() if isinstance(value, (Bus, AsyncBus))
+            ]
             hint = f"; it has {', '.join(f'{module_name}.{key}' for key in buses)}" if buses else ""
             raise BadTarget(f"module {module_name!r} has no {attribute!r}{hint}") from None
     return found

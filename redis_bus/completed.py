@@ -217,7 +217,10 @@ class _Completion:
             unfinished = sum(map(len, self._waiting.values()))
             # The words of `concurrent.futures`.
             text = f"{unfinished} (of {self._count}) results unfinished"
-            raise CallTimeout(f"as_completed: {text} in {self._deadline.budget:.3g} s")
+            first = next(iter(self._waiting.values()))[0]._ticket().shown
+            which = f"{first} and others" if unfinished > 1 else first
+            text = f"{text} in {self._deadline.budget:.3g} s: {which}"
+            raise CallTimeout(f"as_completed: {text}")
 
 
 def _search(results: dict[str, AsyncResult]) -> Steps[set[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from . import codec, directory
@@ -10,6 +11,7 @@ from .descriptor import Descriptor
 from .errors import BusError, ProtocolError
 from .logs import LogRuns
 from .middleware import Chain
+from .protocol import Command
 from .registration import Registration
 from .steps import Request, Steps, Wait
 from .target import Target
@@ -38,12 +40,17 @@ class Core:
         self.arguments: dict[str, Any] | None = None
         self._unpublished: set[str] = set()
 
-    def drive(self, steps: Steps[T]) -> T:
-        """Carry out steps over the bus's connections, and return what they return."""
+    def drive(self, steps: Steps[T], gone: Callable[[Command], None] | None = None) -> T:
+        """Carry out steps over the bus's connections, and return what they return.
+
+        ``gone`` is told, at a KeyboardInterrupt, what withdraws the job: see `Request.withdraw`.
+        """
         transport = self.transport
+        withdraw: Command | None = None
         try:
             request = next(steps)
             while True:
+                withdraw = request.withdraw or withdraw
                 if request.pause:
                     time.sleep(request.pause)
                 try:
@@ -62,6 +69,10 @@ class Core:
         except StopIteration as stop:
             value: T = stop.value
             return value
+        except KeyboardInterrupt:
+            if withdraw is not None and gone is not None:
+                gone(withdraw)
+            raise
         except RuntimeError as error:
             # What Python makes of a StopIteration that a remote function raised.
             cause = error.__cause__
@@ -70,7 +81,15 @@ class Core:
             raise
 
     def _wait(self, request: Request, wait: Wait) -> list[Any]:
-        """Send the commands and the blocking one for the outcome, all in one write."""
+        """Send the commands and the blocking one for the outcome, all in one write.
+
+        What can be withdrawn takes two: a refusal of it is not told where the second one waits.
+        """
+        if request.withdraw is not None and request.commands:
+            replies = self.transport.exchange(*request.commands, timeout=request.timeout)
+            if wait.only_if is not None and replies[0][0] != wait.only_if:
+                return [*replies, None]
+            return [*replies, *self._wait(request._replace(commands=()), wait)]
         if wait.alone:
             block = wait.service.wait_alone(wait.job, wait.seconds)
         else:

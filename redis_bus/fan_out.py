@@ -27,7 +27,7 @@ from .errors import (
 from .mapped_call import MappedCall
 from .protocol import MOVED_TAG, Command
 from .target import Args, Options
-from .waiting import FIRST_SLICE_SECONDS, FlightLostError, slice_of, wait
+from .waiting import FIRST_SLICE_SECONDS, FlightLostError, outcome_of, slice_of
 from .window import Window
 
 if TYPE_CHECKING:
@@ -56,6 +56,12 @@ def check_window(size: int) -> int:
     return size
 
 
+def check_iterables(name: str, iterables: tuple[object, ...]) -> None:
+    """Raise TypeError where there are none, as the builtin `map` does."""
+    if not iterables:
+        raise TypeError(f"{name}.map() must have at least one iterable")
+
+
 def fan_out(
     core: Core,
     method: Method[..., Any],
@@ -65,6 +71,7 @@ def fan_out(
     size: int,
 ) -> Iterator[Any]:
     """Send the first window of calls, and return the iterator of the values. See `Method.map`."""
+    check_iterables(method.__name__, iterables)
     check_seconds("timeout", timeout)
     check_window(size)
     rows: Iterator[Args] = zip(*iterables, strict=False)
@@ -203,7 +210,7 @@ class FanOut:
         if deadline.left() != 0.0:
             has_waited = self._look(one, deadline)
         if one.found is None:
-            found = self._core.drive(wait(ticket, deadline, has_waited=has_waited))
+            found = self._core.drive(outcome_of(ticket, deadline, has_waited=has_waited))
             self._take(one, found)
 
     def _look(self, first: MappedCall, deadline: Deadline) -> bool:

@@ -108,8 +108,8 @@ class Method(Generic[P, R]):
         `__call__`, CallTimeout, what an iterable raised. Then, and where the iterator is closed or
         dropped, the calls that no worker has taken are withdrawn. Where the method has max_queue,
         no more are enqueued than there is room for. A job whose worker died is kept as a dead
-        letter, as that of a `run` is. Raises TypeError, ValueError for a buffersize or a timeout
-        that is none.
+        letter, as that of a `run` is. Raises TypeError where there is no iterable; TypeError,
+        ValueError for a buffersize or a timeout that is none.
         """
         return fan_out.fan_out(self._core, self, self._options, iterables, timeout, buffersize)
 

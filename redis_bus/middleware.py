@@ -5,6 +5,9 @@ The shape is that of Dramatiq's and taskiq's: an object with methods for before,
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableSequence
@@ -14,6 +17,10 @@ from .target import Args, Kwargs, ShownCall
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+
+CALL_HOOKS = ("before_call", "after_call", "call_failed")
+RUN_HOOKS = ("before_run", "after_run", "run_failed")
+HOOKS = (*CALL_HOOKS, *RUN_HOOKS)
 
 
 class Event:
@@ -100,7 +107,8 @@ class Middleware:
     call whose turn never comes has failed: of Cancelled, or of what kept it from being sent.
 
     Hooks are plain functions, on an `AsyncBus` too, and must not wait there. They may be called in
-    several threads at once.
+    several threads at once. What is appended with a hook that is an ``async def``, or with a public
+    method that looks like a hook and is none, is refused: either would never run.
     """
 
     def before_call(self, call: Call) -> None:
@@ -131,9 +139,7 @@ class Hooks:
         self._hooks = [
             (getattr(one, before), getattr(one, after), getattr(one, failed))
             for one in chain
-            if any(
-                getattr(type(one), name, None) is not getattr(Middleware, name) for name in names
-            )
+            if any(_is_overridden(one, name) for name in names)
         ]
         self._reversed = self._hooks[::-1]
 
@@ -144,7 +150,9 @@ class Hooks:
         """Call the first hook of each; where one raises, those before it hear of the error."""
         for number, (before, _, _) in enumerate(self._hooks):
             try:
-                before(event)
+                waits = before(event)
+                if inspect.isawaitable(waits):
+                    raise TypeError(f"{_awaited(before)}: what it was to check is not checked")
             except BaseException as error:
                 for _, _, failed in reversed(self._hooks[:number]):
                     _call(failed, event, error)
@@ -202,8 +210,8 @@ class Chain(MutableSequence[Middleware]):
         self._compile()
 
     def _compile(self) -> None:
-        self.calls = Hooks(self._list, "before_call", "after_call", "call_failed")
-        self.runs = Hooks(self._list, "before_run", "after_run", "run_failed")
+        self.calls = Hooks(self._list, *CALL_HOOKS)
+        self.runs = Hooks(self._list, *RUN_HOOKS)
 
     @overload
     def __getitem__(self, index: int) -> Middleware: ...
@@ -232,7 +240,10 @@ class Chain(MutableSequence[Middleware]):
         return len(self._list)
 
     def insert(self, index: int, value: Middleware) -> None:
-        """Put a middleware before that index. Raises TypeError for other objects."""
+        """Put a middleware before that index.
+
+        Raises TypeError for other objects, and for hooks that would never run.
+        """
         _check(value)
         self._list.insert(index, value)
         self._compile()
@@ -245,3 +256,45 @@ def _check(middleware: object) -> None:
     if not isinstance(middleware, Middleware):
         hint = "; append an object of it" if isinstance(middleware, type) else ""
         raise TypeError(f"{middleware!r} is no redis_bus.Middleware{hint}")
+    for name in HOOKS:
+        hook = getattr(middleware, name)
+        if not callable(hook):
+            raise TypeError(f"the middleware hook {_named(middleware, name)} is no function")
+        if _waits(hook):
+            raise TypeError(_awaited(hook, _named(middleware, name)))
+    for name in dir(middleware):
+        if not name.startswith("_") and name not in HOOKS:
+            _check_other(middleware, name)
+
+
+def _check_other(middleware: Middleware, name: str) -> None:
+    """Raise TypeError for a method that is likely meant as a hook, and would never be called."""
+    close = difflib.get_close_matches(name, HOOKS, n=1, cutoff=0.8)
+    looks_alike = name.startswith(("before_", "after_")) or name.endswith("_failed")
+    if (close or looks_alike) and callable(getattr(middleware, name, None)):
+        meant = f"did you mean {close[0]}?" if close else f"the hooks are {', '.join(HOOKS)}."
+        raise TypeError(
+            f"{_named(middleware, name)} is no hook of a middleware, and would never be called; "
+            f"{meant} What is not meant as one needs a name that begins with _"
+        )
+
+
+def _is_overridden(middleware: Middleware, name: str) -> bool:
+    return getattr(getattr(middleware, name), "__func__", None) is not getattr(Middleware, name)
+
+
+def _waits(hook: Any) -> bool:
+    """Whether calling a hook only makes something that is to be awaited or iterated."""
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
+    return any(is_one(hook) or is_one(type(hook).__call__) for is_one in kinds)
+
+
+def _awaited(hook: object, name: str = "") -> str:
+    name = name or getattr(hook, "__qualname__", repr(hook))
+    return f"the middleware hook {name} would never be awaited; write it as a plain function"
+
+
+def _named(middleware: Middleware, name: str) -> str:
+    return f"{type(middleware).__name__}.{name}"

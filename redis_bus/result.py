@@ -53,7 +53,7 @@ class AsyncResult(JobResult):
         knows nothing of the job: it lost its data, or the result is no longer kept.
         """
         deadline = Deadline(self._core.timeout if timeout is None else timeout)
-        found = self._core.drive(waiting.wait(self._ticket(), deadline))
+        found = self._core.drive(waiting.outcome_of(self._ticket(), deadline))
         return outcome.decode(found, self._core.serializer, self._allow)
 
     def done(self) -> bool:

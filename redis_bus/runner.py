@@ -131,6 +131,11 @@ class Runner:
         text = f"{name} raised an exception that cannot be shown, of type {type(error).__name__}"
         return outcome.encode_error(BusError(text), trace="")
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a function runs."""
+        return self._running
+
     def interrupt(self) -> None:
         """Raise StopNow in the running function; for signal handlers, in the main thread.
 

@@ -194,7 +194,11 @@ class Slot:
         worker = self._worker
         is_alone = len(worker.slots) == 1
         return nested.Host(
-            worker.id if is_alone else None, self._post.service.base, worker.methods, job.id
+            worker.id if is_alone else None,
+            self._post.service.base,
+            worker.methods,
+            job.id,
+            worker.expects_others,
         )
 
     def _replace_large_outcome(self) -> None:

@@ -6,20 +6,25 @@ import contextlib
 import json
 import os
 import signal
+import threading
 from typing import Any
 
 # What a worker process finds in its environment: the pipe, and whose jobs it is to see after.
 PIPE = "REDIS_BUS_SUPERVISOR_PIPE"
 SUCCEEDS = "REDIS_BUS_SUCCEEDS"
+# Set by the supervisor for its children where it keeps more than one.
+OTHERS = "REDIS_BUS_OTHERS"
 
 
 class Supervised:
     """What a worker process knows of the supervisor that started it, and tells it."""
 
-    def __init__(self, pipe: int, succeeds: tuple[str, ...]) -> None:
+    def __init__(self, pipe: int, succeeds: tuple[str, ...], *, has_others: bool) -> None:
         self.succeeds = succeeds
+        self.has_others = has_others
         self.notes: list[str] = []
         self._pipe = pipe
+        self._telling = threading.Lock()  # what runs is told in a thread
 
     @classmethod
     def from_environment(cls) -> Supervised | None:
@@ -30,7 +35,9 @@ class Supervised:
         os.set_inheritable(int(number), False)
         # Who serves handles it; what comes after that would only be an interrupt of the clean-up.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return cls(int(number), tuple(os.environ.get(SUCCEEDS, "").split()))
+        has_others = os.environ.pop(OTHERS, None) is not None
+        succeeds = tuple(os.environ.get(SUCCEEDS, "").split())
+        return cls(int(number), succeeds, has_others=has_others)
 
     def serves(self, worker: str, lease: dict[str, Any] | None, banner: str) -> None:
         """Tell the id of the worker that serves now, and what else it would have said.
@@ -48,12 +55,17 @@ class Supervised:
         """Tell how many jobs a burst had."""
         self._tell(ran=jobs)
 
+    def finishes(self, methods: list[str]) -> None:
+        """Tell, once it was told to end, which methods run here still."""
+        self._tell(finishes=methods)
+
     def is_spent(self) -> None:
         """Tell that it ends because it has run as many jobs as it may."""
         self._tell(spent=True)
 
     def _tell(self, **facts: object) -> None:
         data = json.dumps(facts).encode() + b"\n"
-        with contextlib.suppress(BrokenPipeError):  # killed: this process is to end, too
+        # A broken pipe: it was killed, and this process is to end, too.
+        with self._telling, contextlib.suppress(BrokenPipeError):
             while data:
                 data = data[os.write(self._pipe, data) :]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from .child import Backoff, Child, Place
 from .cli_common import Exit
+from .cli_log import finishing
 from .cli_signals import ENDING, SignalPipe
 from .lapse import Lapses
 from .watcher import Watcher
@@ -57,7 +58,9 @@ class Supervisor:
         self._lapses = Lapses()
         self._signals: list[int] = []
         self._kill_at: float | None = None
+        self._said_what_runs = False
         self._has_served = False
+        self._has_waited = False  # for a file to change: what ends it then is no failure
         # Whether it was said that the processes of now serve.
         self._is_up = False
         self._is_restarting = False
@@ -84,6 +87,7 @@ class Supervisor:
                         if number != signal.SIGCHLD:
                             self._stop(number)
                     self._look_after_children()
+                    self._say_what_runs()
                     self._look_after_files()
                     self._start_due()
                     self._kill_late()
@@ -92,7 +96,7 @@ class Supervisor:
             self._lapses.wait()
         if self._burst and self._has_served:
             self._say(f"ran {self._ran} job{'' if self._ran == 1 else 's'}")
-        if self._signals and not self._has_served:
+        if self._signals and not (self._has_served or self._has_waited):
             if self._signals[0] == signal.SIGINT:
                 raise KeyboardInterrupt
             return Exit.TERMINATED
@@ -139,6 +143,7 @@ class Supervisor:
             child.lease = facts.pop("lease", child.lease)
             child.has_left = facts.get("left", child.has_left)
             child.is_spent = facts.get("spent", child.is_spent)
+            child.finishes = facts.get("finishes", child.finishes)
             if "worker" in facts:
                 logger.info("worker process %d is worker %s", child.process.pid, child.worker)
                 self._has_served = True
@@ -228,6 +233,7 @@ class Supervisor:
             if code not in HOPELESS:  # those said why
                 logger.warning("worker process %d %s", pid, how)
             self._say("nothing is served until a file changes; ctrl-C stops")
+            self._has_waited = True
             return
         if not self._has_served and self._watcher is None and code in HOPELESS:
             self._code = code  # it said why
@@ -256,6 +262,16 @@ class Supervisor:
         else:
             # Another number: of two equal signals, a process that is slow to see them sees one.
             self._send(signal.SIGINT)
+
+    def _say_what_runs(self) -> None:
+        """After the first signal, once all have told: say for all together what they finish."""
+        told = [child.finishes for child in self._children()]
+        if len(self._signals) != 1 or self._said_what_runs or None in told:
+            return
+        self._said_what_runs = True
+        methods = [method for one in told if one is not None for method in one]
+        if methods:
+            self._say(finishing(methods, self._shutdown_timeout))
 
     def _let_finish(self) -> None:
         for child in self._children():

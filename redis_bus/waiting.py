@@ -20,7 +20,7 @@ from .protocol import MOVED_TAG, SLICE_SECONDS, Command, Route
 from .steps import Request, Steps, Wait, ask
 from .sweep import sweep
 from .target import ShownCall
-from .transport import READ_SECONDS
+from .transport import READ_SECONDS, WAYS_OUT, is_unreachable
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,8 @@ def wait(ticket: Ticket, deadline: Deadline, *, has_waited: bool = False) -> Ste
             # The outcome is read without taking it, so it survives that.
             pause = away.pause(deadline)
             if is_late or pause is None:
+                if is_unreachable(error):
+                    raise ConnectionLost(_sent_before(error, ticket)) from error
                 raise
             logger.debug("%s: %s; trying again", ticket.shown, error)
             yield Request((), pause=pause)
@@ -92,6 +94,20 @@ def wait(ticket: Ticket, deadline: Deadline, *, has_waited: bool = False) -> Ste
             watch.job, moves = _moved_to(reply, ticket, moves)
         else:
             return bytes(reply)
+
+
+def outcome_of(ticket: Ticket, deadline: Deadline, *, has_waited: bool = False) -> Steps[bytes]:
+    """Wait for a job's outcome, as `wait` does, with the call in each error of the connection."""
+    try:
+        return (yield from wait(ticket, deadline, has_waited=has_waited))
+    except ConnectionLost as error:
+        raise ConnectionLost(f"{ticket.shown}: {error}") from error
+
+
+def _sent_before(error: ConnectionLost, ticket: Ticket) -> str:
+    """Say of a Redis that is not there now what a call needs to know that was there before."""
+    text = f"{str(error).removesuffix(f'; {WAYS_OUT}')}; it was sent before that"
+    return text if ticket.may_run_twice else f"{text}, and it is unknown whether it ran"
 
 
 class Away:

@@ -89,6 +89,8 @@ class Worker:
         self.succeeds: tuple[str, ...] = ()
         # Whether jobs run in threads of their own even one at a time: a second signal leaves them.
         self.is_apart = False
+        # Whether its supervisor keeps others beside it.
+        self.has_others = False
         self.methods = frozenset(target.name for target in targets)
         self.stopping = StopFlag()
         self.loop: Loop = LoopHere() if concurrency == 1 else LoopThread()
@@ -143,6 +145,15 @@ class Worker:
         self._signals += 1
         self.stop()
         self._news.put(None)
+
+    def expects_others(self) -> bool:
+        """Whether other workers of its supervisor are alive, or come; not once all are to end."""
+        return self.has_others and not self.stopping.is_set()
+
+    def running(self) -> list[str]:
+        """Return the methods that run now, one for each job."""
+        held = [self.claims.held(slot) for slot in self.slots if slot.runner.is_running]
+        return [claim[0].method for claim in held if claim is not None]
 
     @property
     def was_told_twice(self) -> bool:

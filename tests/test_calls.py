@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
 import redis
 from hypothesis import given, settings
 
+import redis_bus
 from redis_bus import (
     Bus,
     BusError,
@@ -29,6 +32,7 @@ from redis_bus.entries import parse_letter
 from redis_bus.protocol import Route, Service
 from redis_bus.waiting import Ticket, wait
 from tests.commands import sent
+from tests.faults.faces import AsyncFace
 from tests.support import eventually, serving, workers
 from tests.test_codec import exact, values
 
@@ -769,6 +773,41 @@ def test_a_cut_connection_of_an_uncached_call_says_that_it_may_have_run(
             answer.result(20)
     assert bus.serve_once() == 1
     assert ran == [1]
+
+
+@pytest.mark.parametrize("face", [partial(Bus, "test"), AsyncFace], ids=["Bus", "AsyncBus"])
+def test_a_call_that_was_sent_before_redis_went_away_says_so(
+    face: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a call says that was never sent would be a lie; what may run twice has no doubt."""
+    for module in (redis_bus.calls, redis_bus.waiting, redis_bus.fan_out):
+        monkeypatch.setattr(module, "FIRST_SLICE_SECONDS", 0.05)
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(EmbeddedRedis())
+        bus = stack.enter_context(Bus("test", url=server.url))
+        caller = face(url=server.url, timeout=1)
+        stack.callback(caller.close)
+        pool = stack.enter_context(ThreadPoolExecutor(4))
+        for name in ("once", "again"):
+            bus.register(name, idempotent=name == "again")(echo)
+        bus.serve_once()
+        result = caller.once.run(0)
+        work = [partial(caller.once, 1), partial(caller.again, 2), partial(result.get, 1)]
+        if face is not AsyncFace:
+            work.append(lambda: list(caller.once.map([3])))
+        answers = [pool.submit(one) for one in work]
+        eventually(lambda: caplog.text.count("it waits, but no worker") == len(work))
+        nowhere = f"no Redis at {server.url.removeprefix('unix://')} (No such file or directory)"
+        server.stop()
+        errors = [answer.exception(20) for answer in answers]
+        with pytest.raises(ConnectionLost, match="start one, or say where it is"):
+            caller.once(4)
+    sent, doubt = "; it was sent before that", ", and it is unknown whether it ran"
+    ends = [f"{sent}{doubt}", sent, f"{sent}{doubt}", f"{sent}{doubt}"]
+    shown = ["once(1)", "again(2)", f"once (job {result.id[6:]})", "once(3)"]
+    for error, name, end in zip(errors, shown, ends, strict=False):
+        assert type(error) is ConnectionLost
+        assert str(error) == f"{name}: {nowhere}{end}"
 
 
 def test_a_bus_method_is_a_plain_callable(bus: Bus) -> None:

@@ -263,7 +263,53 @@ def test_ctrl_c_in_a_call_is_quiet(bus: Bus, processes: Processes) -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, out) == (130, "")
-    assert "Traceback" not in err and "Aborted" not in err
+    assert err == "\nredis-bus: never(): withdrawn, no worker had taken it\n"
+    assert bus.serve_once() == 0
+
+
+def test_ctrl_c_says_what_becomes_of_a_call_that_it_cannot_withdraw(
+    bus: Bus, processes: Processes
+) -> None:
+    entered, go = threading.Event(), threading.Event()
+    ran: list[int] = []
+
+    @bus.register()
+    def held(n: int) -> None:
+        entered.set()
+        assert go.wait(PATIENCE_SECONDS)
+        ran.append(n)
+
+    @bus.register(cache_key="{n}")
+    def shared(n: int) -> int:
+        return n
+
+    with serving(bus, "held"):
+        taken = processes.start("redis-bus", "call", "test", "held", "7")
+        assert entered.wait(PATIENCE_SECONDS)
+        bus.shared.run(1).cancel()
+        first = processes.start("redis-bus", "call", "test", "shared", "n=1")
+        eventually(lambda: bus.stats()["shared"]["calls"] == 2)
+        result = bus.shared.run(1)
+        for process, word in (
+            (taken, "held(7): not withdrawn, a worker"),
+            (first, "shared(n=1): not withdrawn, others wait"),
+        ):
+            process.send_signal(signal.SIGINT)
+            err = process.communicate(timeout=PATIENCE_SECONDS)[1]
+            assert process.returncode == 130 and word in err
+        go.set()
+    assert ran == [7]
+    assert bus.serve_once("shared") == 1  # what was withdrawn is none
+    assert result.get() == 1
+
+
+def test_ctrl_c_amid_the_imports_is_quiet_too(alone: Processes) -> None:
+    alone.write("click.py", "import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(60)\n")
+    process = alone.start(sys.executable, "-m", "redis_bus", "--version")
+    eventually((alone.folder / "begun").exists)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=PATIENCE_SECONDS) == ("", "\n")
+    assert process.returncode == 130
 
 
 # -- clear-cache, cleanup ---------------------------------------------------------------------

@@ -32,6 +32,7 @@ SERVICE = """
 
     @bus.register()
     def slow():
+        pathlib.Path(f"started{time.monotonic_ns()}").touch()
         pathlib.Path("started").touch()
         while not pathlib.Path("go").exists():
             time.sleep(0.005)
@@ -104,6 +105,40 @@ def test_serve_is_the_default_command_and_both_spellings_of_a_target_work(
     for line in (["pack.service.bus"], ["pack.service:bus"], ["serve", "pack.service:bus"]):
         shown = processes.run("redis-bus", line[0], *line[1:], "--burst")
         assert shown.returncode == 0 and "on bus 'served'" in shown.stderr, shown
+
+
+def test_an_async_bus_is_served_as_any_other(processes: Processes, client_bus: Bus) -> None:
+    code = """
+        from redis_bus import AsyncBus, Middleware
+
+        class Refuse(Middleware):
+            def before_run(self, run):
+                if run.args == (13,):
+                    raise ValueError("not 13")
+
+        shop = AsyncBus("served", prefix="math_")
+        shop.middleware.append(Refuse())
+
+        @shop.register()
+        def add(a, b):
+            return a + b
+
+        @shop.register()
+        async def twice(a):
+            return await shop.math_add(a, a)
+    """
+    processes.write("service.py", code)
+    process = processes.start("redis-bus", "-w1", "-c2", "service.shop")
+    eventually(lambda: workers(client_bus, "math_twice"))
+    assert client_bus["math_twice"](4) == 8
+    with pytest.raises(ValueError, match="not 13"):
+        client_bus["math_twice"](13)
+    assert "serving math_add, math_twice, 2 at a time" in end(process)
+    result = client_bus["math_add"].run(1, 2)
+    assert processes.run("redis-bus", "-b", "service.shop").stderr.endswith("ran 1 job\n")
+    assert result.get() == 3
+    wrong = processes.run("redis-bus", "service.py")
+    assert "redis-bus service.shop" in wrong.stderr
 
 
 def test_burst_runs_what_is_queued_and_exits(processes: Processes, client_bus: Bus) -> None:
@@ -352,6 +387,26 @@ def test_first_sigterm_finishes_the_running_job(processes: Processes, client_bus
     assert not queued.done()
 
 
+@pytest.mark.parametrize("options", [[], ["-w2"], ["-w2", "-c2"]], ids=" ".join)
+def test_the_first_signal_says_once_what_is_finished(
+    some: Processes, some_bus: Bus, options: list[str]
+) -> None:
+    process = start(some, some_bus, *options)
+    said_line(process)
+    jobs = 3 if "-c2" in options else 1
+    calls = [some_bus["math_slow"].run() for _ in range(jobs)]
+    eventually(lambda: len(list(some.folder.glob("started?*"))) == jobs)
+    process.send_signal(signal.SIGINT)
+    what = "3 jobs (math_slow), for 30 s at the most; ctrl-C again stops them"
+    if jobs == 1:
+        what = "1 job (math_slow), for 30 s at the most; ctrl-C again stops it"
+    assert said_line(process) == f"redis-bus: finishing {what}\n"
+    (some.folder / "go").touch()
+    assert [call.get() for call in calls] == ["finished"] * jobs
+    assert process.communicate(timeout=PATIENCE_SECONDS)[1] == ""
+    assert process.returncode == 0
+
+
 def test_second_signal_stops_now(processes: Processes, client_bus: Bus) -> None:
     process = start(processes, client_bus)
     running = client_bus["math_slow"].run()
@@ -378,6 +433,7 @@ def test_shutdown_timeout_bounds_the_running_job(processes: Processes, client_bu
 
 def embedded(alone: Processes, port: int, temporary: str = ".") -> subprocess.Popen[str]:
     environment = alone.environment(TMPDIR=str(alone.folder / temporary))
+    del environment["REDIS_BUS_URL"]
     alone.write("service.py", SERVICE)
     line = ["redis-bus", "--embedded", "--embedded-port", str(port), "service.bus"]
     return alone.start(*line, env=environment)
@@ -476,6 +532,22 @@ def test_a_module_can_use_the_private_redis_when_it_is_imported(alone: Processes
     line = ["--embedded", "--embedded-port", str(free_port()), "--burst", "service.bus"]
     shown = alone.run("redis-bus", *line)
     assert shown.returncode == 0 and shown.stdout == "['math_add', 'math_slow']\n"
+
+
+def test_an_environment_that_leads_others_elsewhere_is_told_of(alone: Processes) -> None:
+    alone.write("service.py", SERVICE)
+    port = free_port()
+    line = ["redis-bus", "--embedded", "--embedded-port", str(port), "--burst", "service.bus"]
+    url = f"redis://localhost:{port}/0"
+    wrong = "redis://u:secret@localhost:1/0"
+    for kind, more in {"": [], "in the words of the supervisor": ["-w1"]}.items():
+        said = alone.run(*line, *more, env=alone.environment(REDIS_BUS_URL=wrong)).stderr
+        assert said.splitlines()[1] == (
+            "redis-bus: REDIS_BUS_URL does not count with --embedded, but others that have it look "
+            f"at localhost:1: set REDIS_BUS_URL={url} for them"
+        ), kind
+    said = alone.run(*line, env=alone.environment(REDIS_BUS_URL=url)).stderr
+    assert said.splitlines()[1].startswith("redis-bus: serving math_add")
 
 
 def test_embedded_and_url_exclude_each_other(alone: Processes) -> None:

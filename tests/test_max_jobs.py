@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
+import textwrap
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -203,6 +204,41 @@ def test_no_call_is_lost_or_run_twice_while_workers_are_replaced(
     spent, full = SPENT.findall(err), {str(pid) for pid, number in jobs.items() if number == 11}
     assert len(spent) == len(set(spent)) and set(spent) <= full
     assert len(full - set(spent)) <= 2  # those that were about to end anyway
+
+
+def test_a_job_that_calls_its_service_waits_for_the_worker_that_is_being_replaced(
+    some: Processes, some_bus: Bus
+) -> None:
+    code = """
+        import pathlib, time
+
+        def until(name):
+            while not pathlib.Path(name).exists():
+                time.sleep(0.005)
+
+        if pathlib.Path("is slow").exists():
+            until("begin")
+    """
+    outer = """
+    @bus.register()
+    def outer():
+        pathlib.Path("is slow").touch()
+        until("go")
+        return bus.math_add(3, 4)[0]
+    """
+    some.write("service.py", f"{textwrap.dedent(code)}\n{textwrap.dedent(SERVICE + outer)}")
+    process = some.start("redis-bus", "-w", "2", "--max-jobs", "2", "service.bus")
+    eventually(lambda: workers(some_bus, "math_add") == 2 or process.poll() is not None)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(some_bus["math_outer"])
+        eventually((some.folder / "is slow").exists)
+        assert [some_bus["math_add"](n, n)[0] for n in range(2)] == [0, 2]
+        eventually(lambda: workers(some_bus, "math_add") == 1)
+        (some.folder / "go").touch()
+        eventually(lambda: answer.done() or some_bus.stats()["math_add"]["queued"])
+        (some.folder / "begin").touch()
+        assert answer.result(PATIENCE_SECONDS) == 7
+    end(process)
 
 
 def test_one_that_dies_is_told_of_as_ever(some: Processes, some_bus: Bus) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from redis_bus import arguments as wire
 from redis_bus.codec import get_serializer
 from redis_bus.context import MAX_BYTES, checked
 from redis_bus.logs import LogCalls, LogRuns
-from redis_bus.middleware import Call, Chain, Hooks, Run
+from redis_bus.middleware import HOOKS, Call, Chain, Hooks, Run
 from redis_bus.stop_flag import StopNow
 from tests.async_support import run
 from tests.support import eventually, serving
@@ -373,6 +374,108 @@ def test_the_chain_is_a_list_of_middlewares(bus: Bus) -> None:
         with pytest.raises(TypeError, match=r"is no redis_bus\.Middleware"):
             chain[0] = wrong  # type: ignore[call-overload]
     assert list(chain) == [first]
+
+
+async def _awaited(*args: object) -> None:
+    raise PermissionError
+
+
+class _Awaited:
+    async def __call__(self, *args: object) -> None:
+        raise PermissionError
+
+
+def _generator(*args: object) -> Iterator[None]:
+    yield
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_hook_that_would_never_be_awaited_is_refused(name: str) -> None:
+    chain = Chain([LogRuns()])
+    for hook in (_awaited, _Awaited(), functools.partial(_awaited, 1), _generator):
+        middleware = type("Auth", (Middleware,), {name: hook})()
+        with pytest.raises(TypeError, match=rf"hook Auth\.{name} would never .* a plain function"):
+            chain.append(middleware)
+        with pytest.raises(TypeError, match="plain function"):
+            chain[0] = middleware
+        with pytest.raises(TypeError, match="plain function"):
+            chain += [middleware]
+    assert [type(one) for one in chain] == [LogRuns]
+
+
+def test_a_hook_that_returns_a_coroutine_lets_nothing_through(
+    worker: Bus, caller: tuple[Chain, Caller]
+) -> None:
+    chain, call = caller
+
+    async def check() -> None:
+        raise PermissionError
+
+    class Auth(Middleware):
+        def before_call(self, call: Call) -> Any:
+            coroutine = check()
+            coroutine.close()
+            return coroutine
+
+    chain.append(Auth())
+    ran: list[int] = []
+    worker.register("note")(ran.append)
+    with serving(worker), pytest.raises(TypeError, match=r"Auth\.before_call would never be await"):
+        call("note", 1)
+    assert ran == []
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("befor_call", "did you mean before_call?"),
+        ("run_fail", "did you mean run_failed?"),
+        ("after_calls", "did you mean after_call?"),
+        ("before_request", "the hooks are before_call, after_call, "),
+        ("after_everything", "the hooks are before_call, after_call, "),
+        ("task_failed", "the hooks are before_call, after_call, "),
+    ],
+)
+def test_a_method_that_looks_like_a_hook_and_is_none_is_refused(name: str, hint: str) -> None:
+    chain = Chain()
+    for middleware in (
+        type("Auth", (Middleware,), {name: lambda self, call: None})(),
+        type("Auth", (Middleware,), {name: _awaited})(),
+    ):
+        with pytest.raises(TypeError, match=rf"Auth\.{name} is no hook") as caught:
+            chain.append(middleware)
+        assert hint in str(caught.value)
+    assert list(chain) == []
+
+
+def test_other_names_of_a_middleware_are_its_own() -> None:
+    class Busy(Middleware):
+        before_ms = 3  # no method
+        _before_all = print
+
+        @property
+        def slow(self) -> None:
+            raise AssertionError("it is not looked at")
+
+        def record(self, event: Call) -> None:
+            pass
+
+        async def send(self) -> None:
+            pass
+
+    chain = Chain()
+    chain.append(Busy())
+    assert not chain.calls
+
+
+def test_a_hook_may_be_set_on_the_object(bus: Bus) -> None:
+    seen: list[Call] = []
+    middleware = Middleware()
+    middleware.before_call = seen.append  # type: ignore[method-assign]
+    bus.middleware.append(middleware)
+    bus.register("later")(lambda: None)
+    bus.later.run()
+    assert [str(call) for call in seen] == ["later()"]
 
 
 def test_hooks_that_nobody_overrides_are_not_called() -> None:

@@ -18,7 +18,7 @@ def test_a_job_that_calls_its_own_only_worker_is_told_of_the_deadlock(bus: Bus) 
     def outer() -> None:
         bus.inner(1)
 
-    text = r"^inner\(1\): deadlock: the only worker that serves inner is busy with the job that"
+    text = r"^inner\(1\): deadlock: the only worker alive that serves inner is busy with the"
     with serving(bus):
         with pytest.raises(Deadlock, match=text):
             bus.outer()

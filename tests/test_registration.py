@@ -544,6 +544,16 @@ def test_a_bus_refuses_settings_that_cannot_be_and_names_them(
         Bus("test", url=url, **settings)
 
 
+@pytest.mark.parametrize("argument", ["name", "prefix", "url"])
+@pytest.mark.parametrize("kind", [Bus, AsyncBus])
+def test_a_text_of_another_type_is_named(kind: type, argument: str) -> None:
+    for wrong in (5, b"shop"):
+        with pytest.raises(
+            TypeError, match=rf"^{argument}={wrong!r}: a str, not {type(wrong).__name__}$"
+        ):
+            kind(**{argument: wrong})
+
+
 @pytest.mark.parametrize("timeout", ["x", -1, float("nan")])
 def test_options_refuse_a_timeout_that_cannot_be(bus: Bus, timeout: Any) -> None:
     bus.register("method")(double)

@@ -274,7 +274,7 @@ def test_a_signal_ends_the_wait_for_a_change(alone: Processes) -> None:
     alone.write("service.py", "bus = = 1\n")
     process = alone.start("redis-bus", "-r", "service.bus")
     assert "SyntaxError" in said(process) and said(process) == WAITS
-    end(process, 130, signal.SIGINT)
+    end(process, 0, signal.SIGINT)
 
 
 def test_a_redis_that_is_not_there_yet_is_tried_again(alone: Processes) -> None:
@@ -351,7 +351,9 @@ def test_a_worker_is_told_once_to_finish_its_job_and_then_to_stop_at_once(
     with pytest.raises(WorkerLost):
         job.get()
     err = process.communicate(timeout=PATIENCE_SECONDS)[1]
-    assert (process.returncode, err) == (0, "")
+    assert process.returncode == 0
+    # Two that come at once leave no time to say what would be finished.
+    assert not err or err.startswith("redis-bus: finishing 1 job (math_noting), ")
     assert signals.read_text().split() == ["15", "2"]
 
 

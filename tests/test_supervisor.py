@@ -58,6 +58,7 @@ SERVICE = """
     def environment():
         return dict(os.environ)
 """
+FINISHING = "redis-bus: finishing 1 job (math_slow), for 30 s at the most; ctrl-C again stops it\n"
 BANNER = re.compile(
     r"redis-bus: serving .* on bus 'served' at (?P<address>.*) "
     r"with (?P<count>\d+) workers? \(pids? (?P<pids>[\d, ]+)\)(?P<stop>; ctrl-C stops)?\n"
@@ -408,7 +409,7 @@ def test_the_first_signal_lets_the_running_job_finish(
     queued = client_bus["math_add"].run(1, 2)
     (processes.folder / "go").touch()
     assert serving.job.get() == "finished"
-    assert serving.process.communicate(timeout=PATIENCE_SECONDS)[1] == ""
+    assert serving.process.communicate(timeout=PATIENCE_SECONDS)[1] == FINISHING
     assert serving.process.returncode == 0
     assert alive(serving.pids) == []
     assert not queued.done()
@@ -422,7 +423,8 @@ def test_the_second_signal_stops_now(processes: Processes, client_bus: Bus) -> N
     with pytest.raises(WorkerLost):
         serving.job.get()
     # None of them, also of those who wait for a job, had to be killed.
-    assert serving.process.communicate(timeout=PATIENCE_SECONDS)[1] == ""
+    # Two that come at once leave no time to say what would be finished.
+    assert serving.process.communicate(timeout=PATIENCE_SECONDS)[1] in ("", FINISHING)
     assert serving.process.returncode == 0
     assert alive(serving.pids) == []
 
@@ -604,6 +606,7 @@ def test_embedded_brings_one_redis_for_all_workers(alone: Processes) -> None:
     (alone.folder / "tmp").mkdir()
     alone.write("service.py", SERVICE)
     environment = alone.environment(TMPDIR=str(alone.folder / "tmp"), REDIS_BUS_SERVE_EMBEDDED="1")
+    del environment["REDIS_BUS_URL"]
     line = ["redis-bus", "-w", "2", "--embedded-port", str(port), "service.bus"]
     process = alone.start(*line, env=environment)
     url = f"redis://localhost:{port}/0"

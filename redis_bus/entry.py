@@ -1,0 +1,24 @@
+"""Entry: what ``redis-bus`` begins with; it imports the rest, which takes a while."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+
+def main() -> None:
+    """Run the command line. Ctrl-C amid its imports ends it without their traceback."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+    from .cli import main as command
+
+    signal.signal(signal.SIGINT, before)
+    command(prog_name="redis-bus")
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    # There is nothing to clean up yet.
+    os.write(2, b"\n")
+    os._exit(130)
