@@ -269,14 +269,15 @@ def _too_late(ticket: Ticket, job: str, deadline: Deadline) -> Steps[CallTimeout
     """Return the error of a call whose time is up, with what the bus knows of it."""
     budget = deadline.budget or 0.0
     text = f"{ticket.shown}: no reply in {_shown_seconds(budget)} s"
+    status = b""
     try:
         if ticket.withdraw is not None:
             # To Redis, the deadline is later by the time that the call was on its way.
-            yield ask(ticket.withdraw, timeout=slice_of(deadline, SLICE_SECONDS)[1])
+            status = (yield ask(ticket.withdraw, timeout=slice_of(deadline, SLICE_SECONDS)[1]))[0]
         alive, place = yield from _look_for(ticket, job, deadline)
     except BusError as error:
         return CallTimeout(f"{text} ({error})")
-    if place == b"queued":
+    if place == b"queued" or (status == b"cancelled" and job == ticket.job):
         # Redis ends a wait up to 0.1 s late; that is not what the caller asked for.
         since = f"queued {_shown_seconds(min(budget, deadline.passed()))} s"
     elif place == b"claimed" and not alive:
