@@ -86,7 +86,9 @@ class Face:
 
     def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         value = function(*args, **kwargs)
-        return self._shown(self._loop.do(value) if inspect.isawaitable(value) else value)
+        # A run can be awaited for its value; here it is the run itself that is wanted.
+        is_awaited = inspect.isawaitable(value) and not isinstance(value, AsyncRun)
+        return self._shown(self._loop.do(value) if is_awaited else value)
 
     def _shown(self, value: Any) -> Any:
         if isinstance(value, (AsyncMethod, AsyncRun, AsyncDeadLetter)):
