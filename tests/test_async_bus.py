@@ -1239,7 +1239,7 @@ def test_a_call_that_is_cancelled_while_its_connection_is_cut_is_withdrawn(
             for call in calls[:2]:
                 call.cancel()
             await asyncio.wait(calls[:2])
-            await until(lambda: list(client.hvals(PENDING + "echo")).count(b"-") == 2)
+            await until(lambda: client.llen(QUEUE + "echo") == 1)
             await until(lambda: transport._shared == {})
             # With the bus, there is nobody left who would send it.
             client.client_kill_filter(_type="normal", skipme=True)
