@@ -16,7 +16,8 @@ SCHEMES = {
     "valkey": "redis",
     "valkeys": "rediss",
 }
-NOT_YET = ("redis+cluster", "redis+sentinel")
+# What may stand behind the scheme, and a +: several servers are named then.
+CLUSTER, SENTINEL = "cluster", "sentinel"
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # A host and what should be its port, but is no number: it may be a password.
@@ -44,11 +45,6 @@ def connect(url: str, **redis_kwargs: Any) -> redis.Redis:
     return client
 
 
-def describe_url(url: str) -> str:
-    """Return where a URL leads, for people. Raises ValueError as `connect` does."""
-    return describe_address(_parse(_check(url))[1])
-
-
 def check_settings(connection_class: type[Any], settings: dict[str, Any]) -> None:
     """Make a connection that is never connected, so that wrong settings are told here and now.
 
@@ -73,8 +69,6 @@ def describe_address(settings: dict[str, Any]) -> str:
     """Return where a connection goes, for people: never with its password."""
     if settings.get("path"):
         return str(settings["path"])
-    if "connection_pool" in settings:
-        return f"sentinel service {getattr(settings['connection_pool'], 'service_name', '?')}"
     return f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
 
 
@@ -92,10 +86,16 @@ def hide_password(url: str) -> str:
     scheme = _SCHEME.match(url)
     start = scheme.end() if scheme else 0
     _, at, place = url[start:].rpartition("@")
-    place = place if at else _NO_PORT.sub(r"\1***", place)
+    if not at:
+        places = place.split(",") if _names_several(url[:start]) else [place]
+        place = ",".join(_NO_PORT.sub(r"\1***", one) for one in places)
     place, mark, query = place.partition("?")
     shown = "&".join(map(_hide_value, query.split("&"))) if query else ""
     return f"{url[:start]}{'***@' if at else ''}{place}{mark}{shown}"
+
+
+def _names_several(scheme: str) -> bool:
+    return scheme.endswith((f"+{CLUSTER}://", f"+{SENTINEL}://"))
 
 
 def _hide_value(parameter: str) -> str:
@@ -107,18 +107,25 @@ def _hide_value(parameter: str) -> str:
     return parameter if is_known else f"{name}=***"
 
 
+def check_url(url: str, shown: str) -> None:
+    """Raise ValueError where the URL of one server is wrong; ``shown``: what it was made of."""
+    scheme, mark, rest = url.partition("://")
+    if not mark or scheme not in SCHEMES:
+        raise ValueError(f"not a Redis URL: {hide_password(shown)!r}; it begins with redis://")
+    problem = _find_problem(f"{SCHEMES[scheme]}://{rest}")
+    if problem:
+        raise ValueError(f"not a Redis URL: {hide_password(shown)!r}: {problem}")
+
+
 def _check(url: str) -> str:
     """Return a URL with the scheme that redis-py knows. Raises ValueError, without passwords."""
-    scheme, mark, rest = url.partition("://")
-    if scheme in NOT_YET:
-        raise ValueError(f"{scheme}:// is not supported in this version")
-    if not mark or scheme not in SCHEMES:
-        raise ValueError(f"not a Redis URL: {hide_password(url)!r}; it begins with redis://")
-    known = f"{SCHEMES[scheme]}://{rest}"
-    problem = _find_problem(known)
-    if problem:
-        raise ValueError(f"not a Redis URL: {hide_password(url)!r}: {problem}")
-    return known
+    check_url(url, url)
+    return _known(url)
+
+
+def _known(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{SCHEMES[scheme]}://{rest}"
 
 
 def _find_problem(url: str) -> str | None:
@@ -154,7 +161,7 @@ def _find_problem_of_query(parts: SplitResult, url: str) -> str | None:
     if any("=" not in parameter for parameter in parts.query.split("&") if parameter):
         return "behind its ? are to be parameters, such as socket_timeout=5"
     try:
-        connection_class, settings = _parse(url)
+        connection_class, settings = parse_url(url)
         connection_class(**settings)
     except TypeError as error:
         unknown = _UNKNOWN.search(str(error))
@@ -166,10 +173,10 @@ def _find_problem_of_query(parts: SplitResult, url: str) -> str | None:
     return None
 
 
-def _parse(url: str) -> tuple[type[Any], dict[str, Any]]:
-    """Return the class of connections that a URL means, and their arguments."""
+def parse_url(url: str) -> tuple[type[Any], dict[str, Any]]:
+    """Return the class of connections that the URL of one server means, and their arguments."""
     parse: Any = redis.connection.parse_url  # which has no types
-    settings: dict[str, Any] = parse(url)
+    settings: dict[str, Any] = parse(_known(url))
     settings.pop("max_connections", None)  # of a pool's
     return settings.pop("connection_class", redis.Connection), settings
 

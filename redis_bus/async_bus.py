@@ -19,8 +19,8 @@ import redis.asyncio as aioredis
 from . import codec, directory, forks
 from .async_core import AsyncCore
 from .async_method import AsyncMethod, AsyncRun
-from .async_transport import BLOCKING_ONLY, CLASSES
 from .bus import DEFAULT_TIMEOUT, Bus
+from .distributed import of_async_client
 from .registration import OF_BUS, Registering
 from .result import parse_id
 from .worker import Worker
@@ -34,8 +34,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class AsyncBus(Registering):
     """An inter-service bus on one Redis, for asyncio.
 
-    Its arguments are those of `Bus`; ``conn`` may also be a `redis.asyncio.Redis`. All calls share
-    one connection, and their outcomes come over a second one, however many are in flight.
+    Its arguments are those of `Bus`; ``conn`` may also be a client of `redis.asyncio`. All calls
+    share one connection, and their outcomes come over a second one, however many are in flight; to
+    each node, where Redis is a cluster.
 
     A method, ``bus.NAME``, is looked up when it is first awaited. So an unknown name is an error
     of the call: AttributeError, with close matches.
@@ -52,7 +53,11 @@ class AsyncBus(Registering):
     def __init__(
         self,
         name: str = "redis_bus",
-        conn: redis.Redis | aioredis.Redis | None = None,
+        conn: redis.Redis
+        | redis.RedisCluster
+        | aioredis.Redis
+        | aioredis.RedisCluster
+        | None = None,
         result_expire: float = 3600,
         cache_expire: float | None = 86400,
         prefix: str = "",
@@ -64,7 +69,7 @@ class AsyncBus(Registering):
     ) -> None:
         self._bus = Bus(
             name,
-            _blocking(conn) if isinstance(conn, aioredis.Redis) else conn,
+            _deployment(conn),
             result_expire,
             cache_expire,
             prefix,
@@ -76,9 +81,14 @@ class AsyncBus(Registering):
         self.name, self.prefix = self._bus.name, self._bus.prefix
         self.result_expire, self.cache_expire = self._bus.result_expire, self._bus.cache_expire
         self.timeout, self.serializer = self._bus.timeout, self._bus.serializer
-        self.conn = self._bus.conn if conn is None else conn
+        self._conn = conn
         self._core = AsyncCore(self._bus._core)
         self.middleware = self._core.middleware
+
+    @property
+    def conn(self) -> Any:
+        """The client that was given, or a blocking one that leads to the same Redis."""
+        return self._bus.conn if self._conn is None else self._conn
 
     # -- registering: local, without I/O ------------------------------------------------------
 
@@ -191,7 +201,8 @@ class AsyncBus(Registering):
 
     async def cleanup(self) -> int:
         """Delete all keys of this bus and return how many there were. See `Bus.cleanup`."""
-        deleted = await self._core.drive(directory.cleanup(self.name))
+        masters = await self._core.loops.here().masters()
+        deleted = await self._core.drive(directory.cleanup(self.name, masters))
         self._core.forget_published()
         return deleted
 
@@ -221,19 +232,9 @@ class AsyncBus(Registering):
         return repr(self._bus).replace("<Bus", "<AsyncBus", 1)
 
 
-def _blocking(client: aioredis.Redis) -> redis.Redis:
-    """Return a blocking client with the settings of one for asyncio."""
-    pool = client.connection_pool
-    for blocking, ours in CLASSES.items():
-        if (
-            issubclass(pool.connection_class, ours)
-            and "connection_pool" not in pool.connection_kwargs
-        ):
-            kept = {k: v for k, v in pool.connection_kwargs.items() if k not in BLOCKING_ONLY}
-            return redis.Redis(
-                connection_pool=redis.ConnectionPool(connection_class=blocking, **kept)
-            )
-    raise TypeError(f"conn: AsyncBus cannot connect as {pool.connection_class.__name__} does")
+def _deployment(conn: Any) -> Any:
+    """Return what `Bus` takes for a client of either kind."""
+    return None if conn is None else of_async_client(conn)
 
 
 async def _in_thread(worker: Worker, work: Callable[[], R]) -> R:

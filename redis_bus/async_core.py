@@ -6,9 +6,10 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import directory
-from .async_transport import AsyncTransport, BusClosed, Loops
+from .async_cluster import open_loops
 from .core import Core
 from .errors import BusError, ConnectionLost
+from .loops import BusClosed, Connections
 from .protocol import Command
 from .registration import Registration
 from .steps import Request, Steps, Wait
@@ -29,7 +30,7 @@ class AsyncCore:
         self.timeout = core.timeout
         self.middleware = core.middleware
         self.serializer = core.serializer
-        self.loops = Loops(core.transport)
+        self.loops = open_loops(core.transport)
         self.methods: dict[str, AsyncMethod] = {}
         self._core = core
 
@@ -87,7 +88,7 @@ class AsyncCore:
         """Carry out steps, and return what they return. Raises BusClosed, too."""
         return await self._drive(steps, self.loops.here())
 
-    async def _drive(self, steps: Steps[T], transport: AsyncTransport) -> T:
+    async def _drive(self, steps: Steps[T], transport: Connections) -> T:
         withdraw: Command | None = None
         try:
             request = next(steps)
@@ -111,9 +112,10 @@ class AsyncCore:
             raise
 
 
-async def _send(request: Request, transport: AsyncTransport) -> list[Any]:
+async def _send(request: Request, transport: Connections) -> list[Any]:
     if request.pause:
         await asyncio.sleep(request.pause)
+    transport = request.at or transport
     if request.wait is not None:
         return await _wait(request, request.wait, transport)
     if not request.commands:
@@ -123,10 +125,10 @@ async def _send(request: Request, transport: AsyncTransport) -> list[Any]:
     return await transport.exchange(*request.commands, timeout=request.timeout)
 
 
-async def _wait(request: Request, wait: Wait, transport: AsyncTransport) -> list[Any]:
+async def _wait(request: Request, wait: Wait, transport: Connections) -> list[Any]:
     """Send the commands, and wait on the inbox for the outcome."""
     timeout, service = request.timeout, wait.service
-    inbox = await transport.inbox(timeout)
+    inbox = await transport.inbox(timeout, service.base)
     future = inbox.expect(wait.job)
     try:
         listen = service.listen(wait.job, inbox.channel)
@@ -148,7 +150,7 @@ async def _wait(request: Request, wait: Wait, transport: AsyncTransport) -> list
         inbox.ignore(wait.job, future)
 
 
-async def _look(wait: Wait, transport: AsyncTransport, timeout: float) -> bytes | None:
+async def _look(wait: Wait, transport: Connections, timeout: float) -> bytes | None:
     """Look for an outcome in its reply list; None where it is not there, or cannot be had now."""
     try:
         found: bytes | None = (await transport.ask(wait.service.look(wait.job), timeout=timeout))[0]

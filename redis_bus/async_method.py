@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from . import async_dead_letters, async_fan_out, calls, forks, outcome, waiting
 from .async_dead_letters import AsyncDeadLetter
-from .async_transport import BusClosed
 from .context import headers
 from .deadline import Deadline
 from .directory import UnknownMethod
 from .errors import BusError, ConnectionLost
+from .failures import is_unreachable
 from .fan_out import DEFAULT_WINDOW
+from .loops import BusClosed
 from .middleware import Call
 from .protocol import Route
 from .result import JobResult
 from .steps import Steps
 from .target import KEEP, Args, Kwargs, Options, ShownCall, Target, empty_signature
-from .transport import is_unreachable
 
 if TYPE_CHECKING:
     from .async_core import AsyncCore

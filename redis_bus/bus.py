@@ -13,15 +13,16 @@ from typing import Any, ParamSpec, TypeVar
 import redis
 
 from . import codec, directory, forks
+from .cluster import open_transport
 from .core import Core
 from .deadline import check_seconds
+from .distributed import Deployment, of_client, open_url
 from .errors import BusError
 from .method import Method
 from .protocol import check_bus_name, check_method_name, check_prefix
 from .quota import check_max_jobs
 from .registration import OF_BUS, Registering, Registration, Settings
 from .result import AsyncResult, parse_id
-from .transport import Transport, connect
 from .worker import Worker, check_concurrency
 
 P = ParamSpec("P")
@@ -49,7 +50,7 @@ class Bus(Registering):
     def __init__(
         self,
         name: str = "redis_bus",
-        conn: redis.Redis | None = None,
+        conn: redis.Redis | redis.RedisCluster | None = None,
         result_expire: float = 3600,
         cache_expire: float | None = 86400,
         prefix: str = "",
@@ -72,8 +73,14 @@ class Bus(Registering):
         self.cache_expire = cache_expire
         self.timeout = timeout
         self.serializer = codec.get_serializer(serializer)
-        self.conn = connect(url or default_url(), **redis_kwargs) if conn is None else conn
-        self._core = Core(self.name, Transport(self.conn), self.serializer, timeout)
+        self._deployment: Deployment
+        if conn is None:
+            self._deployment = open_url(url or default_url(), **redis_kwargs)
+        else:
+            self._deployment = of_client(conn)
+        self._conn: Any = conn
+        transport = open_transport(self._deployment)
+        self._core = Core(self.name, transport, self.serializer, timeout)
         self.middleware = self._core.middleware
         if conn is None:
             self._core.arguments = {
@@ -87,6 +94,16 @@ class Bus(Registering):
                 **redis_kwargs,
             }
         self._workers: set[Worker] = set()
+
+    @property
+    def conn(self) -> Any:
+        """The client of redis-py that was given, or one that leads to the same Redis.
+
+        Where that is a cluster, its client connects as it is made: when first asked for.
+        """
+        if self._conn is None:
+            self._conn = self._deployment.client()
+        return self._conn
 
     # -- registering: local, without I/O ------------------------------------------------------
 
@@ -266,7 +283,8 @@ class Bus(Registering):
 
         Registrations too: workers that live publish theirs again at their next heartbeat.
         """
-        deleted: int = self._core.drive(directory.cleanup(self.name))
+        core = self._core
+        deleted: int = core.drive(directory.cleanup(self.name, core.transport.masters()))
         self._core.forget_published()
         return deleted
 

@@ -24,11 +24,11 @@ from .errors import (
     SerializationError,
     WorkerLost,
 )
+from .failures import NotNow, is_undone, is_unreachable
 from .middleware import Call
 from .protocol import LEASE_MS, Command
 from .steps import Request, Steps, Wait, ask
 from .target import Args, Kwargs, Options, ShownCall, Target
-from .transport import is_unreachable
 from .waiting import FIRST_SLICE_SECONDS, FlightLostError, Ticket, slice_of, wait
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,8 @@ def call(
                 made = _call_keyed(source, target, key, body, shown, deadline, options, seen)
                 found = yield from made
         except ConnectionLost as error:
-            if attempt == MAX_TRIES - 1 or not target.may_run_twice or is_unreachable(error):
+            again = target.may_run_twice and not is_unreachable(error)
+            if attempt == MAX_TRIES - 1 or not (again or isinstance(error, NotNow)):
                 raise ConnectionLost(lost_message(shown, target, error)) from error
             lost = error
             continue
@@ -134,7 +135,8 @@ def run(
         try:
             replies = yield Request((command,), timeout)
         except ConnectionLost as error:
-            raise ConnectionLost(f"{shown}: {error}; it may be enqueued, or not") from error
+            doubt = "" if is_undone(error) else "; it may be enqueued, or not"
+            raise ConnectionLost(f"{shown}: {error}{doubt}") from error
         note_status(seen, replies[0])
         match replies:
             case [[b"joined" | b"queued", bytes(leader), *_]]:
@@ -356,6 +358,6 @@ def raise_refusal(status: list[Any], target: Target, shown: ShownCall | str) -> 
 
 
 def lost_message(shown: ShownCall | str, target: Target, error: ConnectionLost) -> str:
-    if target.may_run_twice or is_unreachable(error):
+    if target.may_run_twice or is_undone(error):
         return f"{shown}: {error}"
     return f"{shown}: {error}; it is unknown whether it ran, so it is not sent again"

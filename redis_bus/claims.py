@@ -141,7 +141,7 @@ class Claims:
             self._doubts = {job: self._doubts.get(job, asking) for job in jobs - known}
         self._give_back_settled()
         # Those who wait for a job have their answer at once then, and settle it.
-        unblock(self._transport, self.in_doubt())
+        unblock(self.in_doubt())
 
     def _give_back_settled(self) -> None:
         with self._lock:

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 
 import click
 
-from . import directory, signature
+from . import directory, layout, signature
 from .bus import Bus
 from .cli_common import count, first_line, json_option, opened, print_json, url_option
 from .descriptor import Descriptor
 from .errors import BusError, ProtocolError
-from .protocol import Service
+from .protocol import Service, methods_key
 
 PINGS = 9
 
@@ -108,6 +108,9 @@ def stats(bus: str, pattern: str | None, as_json: bool, url: str | None) -> None
     """
     with opened(bus, url) as opened_bus:
         counted = opened_bus.stats()
+        core = opened_bus._core
+        # Of one server alone there is nothing to tell, and it takes a permission to ask.
+        where = None if as_json or core.transport.kind == "node" else layout.look(core)
     chosen = [(name, counted[name]) for name in sorted(counted) if _matches(name, pattern)]
     if as_json:
         exact = 6  # digits: what a worker measures, it measures in microseconds
@@ -127,6 +130,12 @@ def stats(bus: str, pattern: str | None, as_json: bool, url: str | None) -> None
         numbers = [str(int(fields[head])) for head in heads]
         rows.append([name, *numbers, _show_latency(fields["latency"])])
     _print_table(rows)
+    _print_layout(where)
+
+
+def _print_layout(where: layout.Layout | None) -> None:
+    for line in [] if where is None or where.is_plain else where.lines():
+        click.echo(line)
 
 
 def _show_latency(seconds: float) -> str:
@@ -150,7 +159,11 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
 @json_option
 @url_option
 def ping(bus: str | None, as_json: bool, url: str | None) -> None:
-    """Show how far Redis is, which version it has, and who is alive on BUS."""
+    """Show how far Redis is, which version it has, and who is alive on BUS.
+
+    Of several servers it shows which there are, which slots of a cluster are BUS's own, and how far
+    the replicas are behind.
+    """
     with opened(bus or "redis_bus", url) as opened_bus:
         address = opened_bus._core.transport.address
         latency_ms = _measure_ms(opened_bus)
@@ -161,6 +174,8 @@ def ping(bus: str | None, as_json: bool, url: str | None) -> None:
             "version": version,
             "latency_ms": round(latency_ms, 3),
         }
+        where = layout.look(opened_bus._core, has_bus=bus is not None)
+        found |= {"kind": where.kind, "nodes": [asdict(master) for master in where.masters]}
         methods = workers = 0
         if bus is not None:
             methods, workers = len(opened_bus.all_methods()), _count_workers(opened_bus)
@@ -169,6 +184,7 @@ def ping(bus: str | None, as_json: bool, url: str | None) -> None:
         print_json(found)
         return
     click.echo(f"{server} {version} at {address}: {latency_ms:.2f} ms")
+    _print_layout(where)
     if bus is not None:
         click.echo(f"bus {bus!r}: {count(methods, 'method')}, {count(workers, 'worker')} alive")
 
@@ -177,7 +193,7 @@ def _measure_ms(bus: Bus) -> float:
     times = []
     for _ in range(PINGS + 1):
         start = time.perf_counter()
-        bus._core.transport.exchange(("PING",))
+        bus._core.transport.exchange(("PING",), place=methods_key(bus.name))
         times.append(time.perf_counter() - start)
     # The first one makes the connection.
     return statistics.median(times[1:]) * 1000
@@ -199,10 +215,12 @@ def _server_version(bus: Bus) -> tuple[str, str]:
 def _count_workers(bus: Bus) -> int:
     """Return how many workers are alive, each counted once, over all services of a bus."""
     descriptors = bus._core.drive(directory.list_descriptors(bus.name))
-    seconds, micros = bus._core.transport.ask(("TIME",))[0]
-    now_ms = int(seconds) * 1000 + int(micros) // 1000
     alive: set[bytes] = set()
+    transport = bus._core.transport
     for prefix in {descriptor.service for descriptor in descriptors}:
         key = Service(bus.name, prefix).workers
-        alive.update(bus._core.transport.ask(("ZRANGEBYSCORE", key, now_ms, "+inf"))[0])
+        # Of several servers, each has a clock of its own.
+        seconds, micros = transport.ask(("TIME",), place=key)[0]
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        alive.update(transport.ask(("ZRANGEBYSCORE", key, now_ms, "+inf"))[0])
     return len(alive)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 
-from .address import describe_url
+from .distributed import describe_url
 from .embedded import EmbeddedRedis, EmbeddedUnavailable
 
 PROBE_SECONDS = 1.0

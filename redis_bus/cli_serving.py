@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import click
 
-from .address import describe_url
 from .bus import Bus
 from .cli_common import Exit, count, fail
 from .cli_log import NAMES_SHOWN, finishing, say_json, say_text, set_up_logging
 from .cli_private import private_url, where_others_look
 from .cli_signals import EndingSignals, bounded_shutdown
 from .cli_target import BadTarget, load_bus, split_target
+from .distributed import describe_url
 from .lapse import lease_of
 from .supervised import OTHERS, Supervised
 from .supervisor import Supervisor

@@ -12,11 +12,12 @@ import redis
 
 from .deadline import Deadline, check_seconds
 from .errors import BusError, CallTimeout, ConnectionLost
+from .failures import refusal
 from .protocol import MOVED_TAG, SLICE_SECONDS, Command, Service, pack
 from .result import AsyncResult
 from .steps import Steps, ask
 from .sweep import sweep
-from .transport import LEAST_SECONDS, READ_SECONDS, Link, Transport, refusal
+from .transport import LEAST_SECONDS, READ_SECONDS, Link, Transport
 from .waiting import AFTER_LEASE_SECONDS, FIRST_SLICE_SECONDS, MAX_MOVES, Away
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class _Completion:
     def __init__(self, core: Core, results: list[AsyncResult], deadline: Deadline) -> None:
         self._core, self._deadline = core, deadline
         self._count = len(results)
-        self._inbox = Inbox(core.transport)
+        # On a cluster, what is published on one node is heard on all: this one is the nearest.
+        self._inbox = Inbox(core.transport, results[0]._route.service.base)
         self._waiting: dict[str, list[AsyncResult]] = {}  # by the job
         for result in results:
             self._waiting.setdefault(result._job, []).append(result)
@@ -241,8 +243,9 @@ def _search(results: dict[str, AsyncResult]) -> Steps[set[str]]:
 class Inbox:
     """A connection of its own that subscribes one channel, on which outcomes are told."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, place: str) -> None:
         self._transport = transport
+        self._place = place
         self._link: Link | None = None
         self.channel = ""
 
@@ -256,16 +259,16 @@ class Inbox:
             return self.channel
         timeout = max(timeout, LEAST_SECONDS)
         self.channel = f"rb:inbox:{os.urandom(9).hex()}"
-        self._link = link = self._transport.checkout(timeout)
+        self._link = link = self._transport.checkout(timeout, self._place)
         try:
             link.set_timeout(timeout)
             link.send(pack(("SUBSCRIBE", self.channel)))
             reply = link.read(push=True)
         except (redis.RedisError, OSError) as error:
-            raise self._transport.lost(error) from error
+            raise link.home.lost(error) from error
         if isinstance(reply, redis.ResponseError):
             self.close()
-            refused = f"Redis at {self._transport.address} {refusal(reply)}"
+            refused = f"Redis at {link.home.address} {refusal(reply)}"
             raise BusError(f"as_completed: {refused}; {NEEDS}")
         return self.channel
 
@@ -281,7 +284,7 @@ class Inbox:
                 case [b"message", _, bytes(message)]:
                     return message
         except (redis.RedisError, OSError) as error:
-            raise self._transport.lost(error) from error
+            raise link.home.lost(error) from error
         return None
 
     def close(self) -> None:

@@ -45,7 +45,6 @@ class Core:
 
         ``gone`` is told, at a KeyboardInterrupt, what withdraws the job: see `Request.withdraw`.
         """
-        transport = self.transport
         withdraw: Command | None = None
         try:
             request = next(steps)
@@ -54,6 +53,7 @@ class Core:
                 if request.pause:
                     time.sleep(request.pause)
                 try:
+                    transport = request.at or self.transport
                     if request.wait is not None:
                         replies = self._wait(request, request.wait)
                     elif not request.commands:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from .descriptor import Descriptor, from_json
 from .errors import BusError, ProtocolError
 from .protocol import Command, Route, Service, bus_pattern, methods_key
+from .slots import by_slot
 from .steps import Steps, ask
 from .target import Target
 
@@ -132,16 +133,22 @@ def _as_count(value: bytes) -> int:
         return 0  # somebody else wrote it
 
 
-def cleanup(bus: str) -> Steps[int]:
-    """Delete every key of a bus and of no other, a batch at a time, never blocking Redis long."""
-    deleted, cursor = 0, b"0"
-    while True:
-        scan: Command = ("SCAN", cursor, "MATCH", bus_pattern(bus), "COUNT", SCAN_COUNT)
-        cursor, keys = (yield ask(scan))[0]
-        if keys:
-            deleted += (yield ask(("UNLINK", *keys)))[0]
-        if cursor == b"0":
-            return deleted
+def cleanup(bus: str, masters: Iterable[Any]) -> Steps[int]:
+    """Delete every key of a bus and of no other, a batch at a time, never blocking Redis long.
+
+    ``masters``: the transports of the servers that may have some.
+    """
+    deleted = 0
+    for master in masters:
+        cursor = b"0"
+        while True:
+            scan: Command = ("SCAN", cursor, "MATCH", bus_pattern(bus), "COUNT", SCAN_COUNT)
+            cursor, keys = (yield ask(scan, at=master))[0]
+            for some in by_slot(keys):
+                deleted += (yield ask(("UNLINK", *some)))[0]
+            if cursor == b"0":
+                break
+    return deleted
 
 
 def as_pairs(fields: Any) -> list[tuple[bytes, bytes]]:

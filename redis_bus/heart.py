@@ -75,7 +75,7 @@ class Heart:
             if self._stopping.is_set():
                 self._retire()
                 # So that they see it; their next wait, too.
-                unblock(self._worker.core.transport, self._worker.slots)
+                unblock(self._worker.slots)
                 self._ended.wait(UNBLOCK_SECONDS)
             else:
                 self._stopping.wait(min(loop.look_seconds, max(0.0, next_beat - time.monotonic())))

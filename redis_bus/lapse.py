@@ -20,6 +20,7 @@ from .cli_signals import ENDING
 from .core import Core
 from .protocol import Post, Route, Service
 from .sweep import sweep
+from .transport import NodeTransport
 from .worker import Worker
 
 logger = logging.getLogger("redis_bus")
@@ -64,7 +65,10 @@ def lease_of(worker: Worker) -> Lease | None:
 def _arguments_of(core: Core) -> dict[str, Any] | None:
     """Return the arguments of a bus that leads to where a client of the user's does."""
     transport = core.transport
-    settings, url = transport.settings, URLS.get(transport.connection_class)
+    if not isinstance(transport, NodeTransport):
+        return None
+    settings = transport.endpoint.settings
+    url = URLS.get(transport.endpoint.connection_class)
     if url is None or any(settings.get(name) is not None for name in CODE):
         return None
     known = {

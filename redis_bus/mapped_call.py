@@ -21,11 +21,11 @@ from .context import headers
 from .deadline import Deadline
 from .entries import Mode
 from .errors import BusError, ConnectionLost
+from .failures import is_undone
 from .middleware import Call, Hooks
 from .protocol import LEASE_MS, Command
 from .steps import Steps
 from .target import Options, ShownCall, Target
-from .transport import is_unreachable
 from .waiting import Ticket
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class MappedCall:
         if not isinstance(error, ConnectionLost):
             self.error = error
             return False
-        if is_unreachable(error):
+        if is_undone(error):
             return False
         if not target.may_run_twice:
             self.error = ConnectionLost(lost_message(self.shown, target, error))

@@ -43,6 +43,8 @@ ERROR_TAG = b"e"
 MOVED_TAG = b">"
 # hiredis annotates a tuple of any length as one of length 1.
 _pack: Callable[[Command], bytes] = cast(Any, hiredis.pack_command)
+_ASKING = _pack(("ASKING",))
+BLOCKING = ("BLPOP", "BLMOVE")
 
 
 def check_bus_name(name: str) -> str:
@@ -75,11 +77,23 @@ def pack(*commands: Command) -> bytes:
     return b"".join([_pack(command) for command in commands])
 
 
+def pack_asking(commands: Iterable[Command]) -> bytes:
+    """Return commands for a node of a cluster to which their slot is about to come."""
+    return b"".join([part for one in commands for part in (_ASKING, _pack(one))])
+
+
 def check_job_id(job: str) -> str:
     """Return the id of a job. Raises ValueError where it is not one."""
     if not JOB_ID.match(job):
         raise ValueError(f"job id {job!r}: use one or more of A-Z a-z 0-9 _ -")
     return job
+
+
+def wait_less(command: Command, passed: float) -> Command:
+    """Return a command; one that blocks, so that it ends when it would have without a delay."""
+    if command[0] not in BLOCKING:
+        return command
+    return (*command[:-1], max(0.001, round(float(command[-1]) - passed, 3)))
 
 
 def evalsha(name: str, keys: Sequence[bytes | str], *args: bytes | str | int) -> Command:

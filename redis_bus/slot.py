@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,12 @@ import redis
 from . import nested, outcome
 from .entries import Job, parse_job
 from .errors import BusError, ProtocolError
+from .failures import refusal
 from .protocol import LEASE_MS, Claim, Command, Route, needs_admission, pack
+from .routing import is_routing
 from .runner import Runner, Start
 from .stop_flag import StopNow
-from .transport import READ_SECONDS, Link, Transport, refusal
+from .transport import READ_SECONDS, Link, NodeTransport
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -29,6 +32,12 @@ LARGE_BYTES = 500_000
 BACKOFF_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
 # How long to wait for a Redis that does not answer where it is no matter if it never does.
 LEAVE_SECONDS = 2.0
+# Of those pauses, how many there are where a slot of the cluster moves.
+MAX_ASTRAY = 3
+
+
+class _AstrayError(Exception):
+    """The keys are at another server than the one to which the connection leads."""
 
 
 class Slot:
@@ -47,7 +56,9 @@ class Slot:
         self._transport = worker.core.transport
         self._stopping = worker.stopping
         self._quota = worker.quota
+        self.home: NodeTransport | None = None  # the server to which that connection leads
         self._unsent: Command | None = None
+        self._astray, self._turned = 0, -math.inf  # how often it was at the wrong server, and when
         self._broken_links = 0  # in a row, with the same outcome to send
         self._began = 0.0
         self._turns = number  # each begins with another method
@@ -57,6 +68,8 @@ class Slot:
         while self._goes_on():
             try:
                 self._serve_link()
+            except _AstrayError as error:
+                self._turn_elsewhere(error)
             except (BusError, redis.RedisError, OSError) as error:
                 self._wait_for_redis(error)
                 self._replace_large_outcome()
@@ -87,7 +100,8 @@ class Slot:
 
     def _serve_link(self) -> None:
         """Serve over one connection until it breaks or the slot is to end."""
-        link = self._transport.checkout()
+        link = self._transport.checkout(place=self._post.service.base)
+        self.home = link.home
         try:
             link.set_timeout(READ_SECONDS)
             link.send(pack(("CLIENT", "ID")))
@@ -95,13 +109,27 @@ class Slot:
             for reply in self._claims.send_late():
                 self._accepted(reply)
             self._claims.give_back_strangers()
-            while self._goes_on():
+            while self._goes_on() and not self._transport.is_astray(link):
                 self._step(link, client if isinstance(client, int) else None)
-        except BaseException:
+        except BaseException as error:
             link.close()
             self._claims.answered(self)
+            if isinstance(error, redis.RedisError) and self._transport.is_astray(link, error):
+                raise _AstrayError(str(error)) from error
             raise
         self._transport.checkin(link)
+
+    def _turn_elsewhere(self, error: Exception) -> None:
+        """Go on where the keys are by now; while they move, that may be nowhere yet."""
+        if self._unsent is None:
+            self._claims.end(self)
+        logger.debug("worker %s: %s; it looks where its keys are", self._worker.id, error)
+        now = time.monotonic()
+        # Once at once: as a rule they have moved already.
+        self._astray = self._astray + 1 if now - self._turned < BACKOFF_SECONDS[-1] else 0
+        self._turned = now
+        if self._astray:
+            self._stopping.wait(BACKOFF_SECONDS[min(self._astray, MAX_ASTRAY) - 1])
 
     def _goes_on(self) -> bool:
         return not self._stopping.is_set() and self._quota.admits(self)
@@ -223,8 +251,9 @@ class Slot:
         if isinstance(reply, redis.exceptions.NoScriptError):
             return False
         if isinstance(reply, redis.ResponseError):
-            said = refusal(reply)
-            logger.error("Redis at %s %s; the outcome is sent again", self._transport.address, said)
+            if not is_routing(reply):
+                said, where = refusal(reply), self._transport.address
+                logger.error("Redis at %s %s; the outcome is sent again", where, said)
             return False
         if reply == b"fenced" and not self.is_abandoned:
             logger.warning("an outcome was not wanted: it was there already, or the job given away")
@@ -265,7 +294,7 @@ class Slot:
                 if self._stopping.wait(seconds):
                     return
                 try:
-                    self._transport.exchange(("PING",))
+                    self._transport.exchange(("PING",), place=self._post.service.base)
                     worker.publish()
                 except BusError:
                     continue
@@ -277,16 +306,18 @@ class Slot:
         logger.log(level, "worker %s: Redis is back at %s; it serves on", worker.id, address)
 
 
-def unblock(transport: Transport, slots: Iterable[Slot]) -> None:
+def unblock(slots: Iterable[Slot]) -> None:
     """Have slots that wait for a job look around; where that cannot be, they do with their slice.
 
     One that is about to wait is not held back from that.
     """
-    clients = [slot.waiting for slot in slots]
-    commands = [("CLIENT", "UNBLOCK", client) for client in clients if client is not None]
-    if not commands:
-        return
-    try:
-        transport.ask(*commands, timeout=LEAVE_SECONDS)
-    except BusError as error:
-        logger.debug("a wait cannot be ended: %s", error)
+    commands: dict[NodeTransport, list[Command]] = {}
+    for slot in slots:
+        client, home = slot.waiting, slot.home
+        if client is not None and home is not None:
+            commands.setdefault(home, []).append(("CLIENT", "UNBLOCK", client))
+    for home, some in commands.items():
+        try:
+            home.ask(*some, timeout=LEAVE_SECONDS)
+        except BusError as error:
+            logger.debug("a wait cannot be ended: %s", error)

@@ -37,13 +37,14 @@ class Request(NamedTuple):
     may_repeat: bool = False  # whether it does no harm to send them twice
     pause: float = 0.0  # s to wait before; where there is nothing to send, the reply is empty
     wait: Wait | None = None
+    at: Any = None  # the server to send them to: a transport; None: that of their keys
     # What withdraws the job, where its caller goes away meanwhile without waiting to the end.
     withdraw: Command | None = None
 
 
-def ask(*commands: Command, timeout: float = READ_SECONDS) -> Request:
+def ask(*commands: Command, timeout: float = READ_SECONDS, at: Any = None) -> Request:
     """Return a request that is sent again, once, where its connection turns out to be dead."""
-    return Request(commands, timeout, may_repeat=True)
+    return Request(commands, timeout, may_repeat=True, at=at)
 
 
 Steps = Generator[Request, list[Any], T]

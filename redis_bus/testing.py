@@ -115,18 +115,19 @@ def serving(bus: Bus, *, url: str | None = None) -> Iterator[Bus]:
 @contextlib.contextmanager
 def _moved(bus: Bus, url: str) -> Iterator[None]:
     """Have a bus on another Redis; what it has published and learnt was elsewhere."""
-    from .transport import Transport, connect
+    from .cluster import open_transport
+    from .distributed import open_url
 
     core = bus._core
-    before = bus.conn, core.transport
-    bus.conn = connect(url)
-    core.transport = Transport(bus.conn)
+    before = bus._deployment, bus._conn, core.transport
+    bus._deployment, bus._conn = open_url(url), None
+    core.transport = open_transport(bus._deployment)
     core.forget_published()
     try:
         yield
     finally:
         core.transport.close()
-        bus.conn, core.transport = before
+        bus._deployment, bus._conn, core.transport = before
         core.forget_published()
 
 

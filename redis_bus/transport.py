@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import os
-import ssl
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
 
 import redis
 
 from . import scripts
-from .address import check_settings, describe_address
-from .address import connect as connect
+from .address import check_settings
+from .distributed import Endpoint
 from .errors import BusError, ConnectionLost
-from .protocol import SLICE_SECONDS, Command, pack
+from .failures import (
+    NO_REDIS,
+    NO_TLS,
+    PASSING,
+    WAYS_OUT,
+    Failure,
+    explain,
+    explain_tls,
+    is_undone,
+    refusal,
+)
+from .protocol import SLICE_SECONDS, Command, pack, pack_asking
 
 # A reply that is later than this means that the peer is gone.
 READ_SECONDS = SLICE_SECONDS + 5.0
@@ -27,19 +38,6 @@ SOON_SECONDS = 0.5
 LEAST_SECONDS = 0.05
 # How often scripts are loaded for one request: somebody may flush them again at any moment.
 LOAD_TRIES = 10
-# Errors of a failover, which passes: a wait that was broken off, a master that is none any more.
-PASSING = ("UNBLOCKED", "READONLY", "You can't write against a read only", "MASTERDOWN")
-
-NO_REDIS = "no Redis at"
-NO_TLS = "no TLS connection to Redis at"
-WAYS_OUT = "start one, or say where it is with url= or REDIS_BUS_URL"
-# Errors that are answers: it is a Redis, but not for us, or not yet.
-REFUSALS = (
-    redis.AuthenticationError,
-    redis.BusyLoadingError,
-    redis.ResponseError,
-)
-NOT_FOUND = (OSError, redis.sentinel.MasterNotFoundError, redis.sentinel.SlaveNotFoundError)
 
 
 def _is_crowded(error: BaseException) -> bool:
@@ -50,12 +48,13 @@ def _is_crowded(error: BaseException) -> bool:
 class Link:
     """One connection, in the hands of one caller at a time."""
 
-    __slots__ = ("_connection", "_timeout", "closings", "idle_since")
+    __slots__ = ("_connection", "_timeout", "closings", "home", "idle_since")
 
     # redis-py's classes are typed in part only.
-    def __init__(self, connection: Any, timeout: float = READ_SECONDS) -> None:
+    def __init__(self, connection: Any, home: NodeTransport, timeout: float) -> None:
         """Connect within about ``timeout`` seconds."""
         self._connection = connection
+        self.home = home  # whose it is
         self._timeout = timeout
         self.idle_since = 0.0
         self.closings = 0
@@ -99,133 +98,211 @@ class Link:
         except redis.ResponseError as error:
             return error
 
+    def read_asked(self) -> object:
+        """Return the reply to a command that ASKING was sent before."""
+        asked = self.read()
+        reply = self.read()
+        return asked if isinstance(asked, redis.ResponseError) else reply
+
     def close(self) -> None:
         self._connection.disconnect()
 
 
-class Transport:
-    """Sends commands and reads their replies; safe to share between threads, and after a fork.
+class Transport(Protocol):
+    """Sends commands to whichever server has their keys, and reads their replies.
 
-    Making one does no I/O. Raises TypeError and ValueError for settings with which no connection
-    can be made.
+    Nothing above it knows how many servers there are. Safe to share between threads, and after a
+    fork. Making one does no I/O. ``place`` says by a key, or the base of a service's keys, where
+    commands without a key are to go.
     """
 
-    def __init__(self, client: redis.Redis) -> None:
-        pool = getattr(client, "connection_pool", None)
-        if not isinstance(pool, redis.ConnectionPool):
-            raise TypeError(f"conn: a redis.Redis is needed, not {type(client).__name__}")
-        # Who waits has a deadline: what may be tried again is decided where that is known.
-        no_retry = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
-        settings: dict[str, Any] = {**pool.connection_kwargs, "socket_timeout": READ_SECONDS}
-        settings.update(retry=no_retry, retry_on_error=[], retry_on_timeout=False)
-        check_settings(pool.connection_class, settings)
-        self.connection_class = pool.connection_class
-        self.settings = settings
-        self._connect: Callable[[], Any] = lambda: pool.connection_class(**settings)
-        self._tls = settings if issubclass(pool.connection_class, redis.SSLConnection) else None
-        self._idle: list[Link] = []
-        self._pid = os.getpid()
-        self.closings = 0  # a connection that was made before the last of them is not kept
-        self.address = describe_address(settings)
+    address: str  # for people
+    kind: str  # node, cluster or sentinel
+    closings: int  # a connection that was made before the last of them is not kept
 
-    def exchange(self, *commands: Command, timeout: float = READ_SECONDS) -> list[Any]:
+    def exchange(
+        self, *commands: Command, timeout: float = READ_SECONDS, place: str | None = None
+    ) -> list[Any]:
         """Send commands in one write and return their replies, of which none is an error.
 
-        ``timeout`` (s) bounds all of it, to connect as well. Scripts that Redis does not know are
-        loaded and sent again, with what followed them. Raises ConnectionLost where Redis cannot
-        be reached or was cut off, and BusError, with Redis's words, for an error reply.
+        In one write where they are of one slot, else in one after the other. ``timeout`` (s)
+        bounds all of it, to connect as well. Scripts that Redis does not know are loaded and sent
+        again, with what followed them. Raises ConnectionLost where Redis cannot be reached or was
+        cut off, and BusError, with Redis's words, for an error reply.
         """
+
+    def exchange_each(
+        self, *commands: Command, timeout: float = READ_SECONDS, place: str | None = None
+    ) -> list[Any]:
+        """Send commands that do not block in one write; return a reply or a BusError for each.
+
+        So what became of each is known as well as it can be. Only those that were refused, for
+        want of their script, say, are sent again. ConnectionLost stands for what has no reply.
+        """
+
+    def ask(
+        self, *commands: Command, timeout: float = READ_SECONDS, place: str | None = None
+    ) -> list[Any]:
+        """Like `exchange`, for commands that do no harm when they are sent twice."""
+
+    def checkout(self, timeout: float = READ_SECONDS, place: str | None = None) -> Link:
+        """Return a connection that nobody else uses, made in at most ``timeout`` seconds.
+
+        Raises ConnectionLost where there is none by then.
+        """
+
+    def checkin(self, link: Link) -> None:
+        """Give a connection back, with no reply outstanding."""
+
+    def is_astray(self, link: Link, error: BaseException | None = None) -> bool:
+        """Whether a connection leads to the wrong server by now, as an error reply may say.
+
+        Then another one, from `checkout`, is to be used in its place.
+        """
+
+    def masters(self) -> list[NodeTransport]:
+        """Return the servers that hold the keys, each to be asked by itself."""
+
+    def ranges(self, master: NodeTransport) -> list[tuple[int, int]]:
+        """Return the slots that such a server has, where it is one of a cluster."""
+
+    def lost(self, error: BaseException, *, connecting: bool = False) -> ConnectionLost:
+        """Return the error that says, in words, what became of a connection."""
+
+    def close(self) -> None:
+        """Close the idle connections now, and those in use when they are given back."""
+
+
+class NodeTransport:
+    """The transport of one server. Raises TypeError and ValueError for settings that cannot be."""
+
+    kind = "node"
+
+    def __init__(self, endpoint: Endpoint, connect_seconds: float = READ_SECONDS) -> None:
+        # Who waits has a deadline: what may be tried again is decided where that is known.
+        no_retry = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
+        settings: dict[str, Any] = {**endpoint.settings, "socket_timeout": READ_SECONDS}
+        settings.update(retry=no_retry, retry_on_error=[], retry_on_timeout=False)
+        check_settings(endpoint.connection_class, settings)
+        self.endpoint = replace(endpoint, settings=settings)
+        is_tls = issubclass(endpoint.connection_class, redis.SSLConnection)
+        self._tls = settings if is_tls else None
+        self._connect_seconds = connect_seconds  # where another server may do as well
+        self._idle: list[Link] = []
+        self._pid = os.getpid()
+        self.closings = 0
+        self.address = self.endpoint.address
+
+    def exchange(
+        self, *commands: Command, timeout: float = READ_SECONDS, place: str | None = None
+    ) -> list[Any]:
         replies: list[Any] = []
         end = time.monotonic() + timeout
         for _ in range(LOAD_TRIES):
-            rest = commands[len(replies) :]
-            link = self.checkout(_left(end, timeout))
-            try:
-                link.set_timeout(_left(end, timeout))
-                link.send(pack(*rest))
-                for _ in rest:
-                    reply = link.read()
-                    if isinstance(reply, redis.ResponseError):
-                        raise reply
-                    replies.append(reply)
-                    link.set_timeout(_left(end, timeout))
-            except redis.exceptions.NoScriptError:
-                # What was sent behind the script may block: only a new connection ends that.
-                link.close()
-                self.load_scripts(_left(end, timeout))
-                continue
-            except redis.ResponseError as error:
-                link.close()
-                raise self._refused(error) from error
-            except (redis.RedisError, OSError) as error:
-                link.close()
-                raise self.lost(error) from error
-            except BaseException:
-                link.close()
-                raise
-            self.checkin(link)
-            return replies
-        raise BusError(f"Redis at {self.address} forgets its scripts faster than they are loaded")
+            more, failure = self.converse(commands[len(replies) :], _left(end, timeout))
+            replies += more
+            if failure is None:
+                return replies
+            if not isinstance(failure, redis.exceptions.NoScriptError):
+                raise self.refused(failure)
+            self.load_scripts(_left(end, timeout))
+        raise self.forgets()
 
-    def exchange_each(self, *commands: Command, timeout: float = READ_SECONDS) -> list[Any]:
-        """Send commands that do not block in one write; return a reply or a BusError for each.
+    def converse(
+        self, commands: Sequence[Command], timeout: float, *, asking: bool = False
+    ) -> tuple[list[Any], Failure | None]:
+        """Send commands in one write; return the replies up to an error, and that.
 
-        So what became of each is known as well as it can be. Only those that were refused for want
-        of their script are sent again. ConnectionLost stands for what has no reply.
+        The error is a reply, or ConnectionLost where nothing was sent for want of a connection.
+        Raises ConnectionLost where it is lost later. ``asking``: their slot is about to come here.
         """
+        replies: list[Any] = []
+        end = time.monotonic() + timeout
+        try:
+            link = self.checkout(min(timeout, self._connect_seconds))
+        except ConnectionLost as error:
+            return replies, error
+        try:
+            link.set_timeout(_left(end, timeout))
+            link.send(pack_asking(commands) if asking else pack(*commands))
+            for _ in commands:
+                reply = link.read_asked() if asking else link.read()
+                if isinstance(reply, redis.ResponseError):
+                    # What was sent behind it may block: only a new connection ends that.
+                    link.close()
+                    return replies, reply
+                replies.append(reply)
+                link.set_timeout(_left(end, timeout))
+        except redis.BusyLoadingError as error:
+            link.close()
+            return replies, error
+        except (redis.RedisError, OSError) as error:
+            link.close()
+            raise self.lost(error) from error
+        except BaseException:
+            link.close()
+            raise
+        self.checkin(link)
+        return replies, None
+
+    def exchange_each(
+        self, *commands: Command, timeout: float = READ_SECONDS, place: str | None = None
+    ) -> list[Any]:
         replies: list[Any] = [None] * len(commands)
         todo = list(range(len(commands)))
         end = time.monotonic() + timeout
         for _ in range(LOAD_TRIES):
-            failure: BusError | None = None
-            read = 0
-            try:
-                link = self.checkout(_left(end, timeout))
-            except ConnectionLost as error:
-                failure = error
-            else:
-                try:
-                    link.set_timeout(_left(end, timeout))
-                    link.send(pack(*(commands[index] for index in todo)))
-                    for index in todo:
-                        replies[index] = link.read()
-                        read += 1
-                        link.set_timeout(_left(end, timeout))
-                except (redis.RedisError, OSError) as error:
-                    link.close()
-                    failure = self.lost(error)
-                except BaseException:
-                    link.close()
-                    raise
-                else:
-                    self.checkin(link)
-            for index in todo[read:]:
-                replies[index] = failure
+            found, _ = self.converse_each([commands[i] for i in todo], _left(end, timeout))
+            for index, reply in zip(todo, found, strict=True):
+                replies[index] = reply
+            is_cut = any(isinstance(reply, ConnectionLost) for reply in found)
             todo = [i for i in todo if isinstance(replies[i], redis.exceptions.NoScriptError)]
-            if failure is None and todo:
-                try:
-                    self.load_scripts(_left(end, timeout))
-                except BusError as error:
-                    failure = error
-                    for index in todo:
-                        replies[index] = error
-            if failure is not None or not todo:
+            if is_cut or not todo:
+                break
+            try:
+                self.load_scripts(_left(end, timeout))
+            except BusError as error:
+                for index in todo:
+                    replies[index] = error
                 break
         return [
-            self._refused(reply) if isinstance(reply, redis.ResponseError) else reply
+            self.refused(reply) if isinstance(reply, redis.ResponseError) else reply
             for reply in replies
         ]
 
-    def ask(self, *commands: Command, timeout: float = READ_SECONDS) -> list[Any]:
-        """Like `exchange`, for commands that do no harm when they are sent twice."""
+    def converse_each(
+        self, commands: Sequence[Command], timeout: float, *, asking: bool = False
+    ) -> tuple[list[Any], bool]:
+        """Send commands in one write; return a reply, an error reply or ConnectionLost for each.
+
+        And whether nothing was sent, for want of a connection. See `converse`.
+        """
+        replies: list[Any] = []
         end = time.monotonic() + timeout
         try:
-            return self.exchange(*commands, timeout=timeout)
+            link = self.checkout(min(timeout, self._connect_seconds))
         except ConnectionLost as error:
-            if is_unreachable(error):
-                raise
-        # Not within the `except`: the first error would be told with the second.
-        return self.exchange(*commands, timeout=_left(end, timeout))
+            return [error] * len(commands), True
+        try:
+            link.set_timeout(_left(end, timeout))
+            link.send(pack_asking(commands) if asking else pack(*commands))
+            for _ in commands:
+                replies.append(link.read_asked() if asking else link.read())
+                link.set_timeout(_left(end, timeout))
+        except (redis.RedisError, OSError) as error:
+            link.close()
+            replies += [self.lost(error)] * (len(commands) - len(replies))
+        except BaseException:
+            link.close()
+            raise
+        else:
+            self.checkin(link)
+        return replies, False
+
+    def ask(
+        self, *commands: Command, timeout: float = READ_SECONDS, place: str | None = None
+    ) -> list[Any]:
+        return ask_twice(self, commands, timeout, place)
 
     def load_scripts(self, timeout: float = READ_SECONDS) -> None:
         """Make every script of ours known to Redis."""
@@ -246,11 +323,7 @@ class Transport:
             raise
         self.checkin(link)
 
-    def checkout(self, timeout: float = READ_SECONDS) -> Link:
-        """Return a connection that nobody else uses, made in at most ``timeout`` seconds.
-
-        Raises ConnectionLost where there is none by then.
-        """
+    def checkout(self, timeout: float = READ_SECONDS, place: str | None = None) -> Link:
         if self._pid != os.getpid():
             # The parent's sockets: both sides writing to one would mix their bytes. Another thread
             # that finds the new number is to find them gone.
@@ -267,8 +340,10 @@ class Transport:
         end, closings = time.monotonic() + timeout, self.closings
         while True:
             try:
-                link = Link(self._connect(), timeout)
+                link = Link(self.endpoint.connect(), self, timeout)
                 link.closings = closings
+                if self.endpoint.is_master:
+                    self._check_role(link)
                 return link
             except (redis.RedisError, OSError) as error:
                 if not _is_crowded(error) or time.monotonic() > end:
@@ -276,36 +351,70 @@ class Transport:
                     raise self.lost(error, connecting=True) from None
             time.sleep(CROWDED_SECONDS)
 
+    def _check_role(self, link: Link) -> None:
+        """Raise ConnectionLost where a server is not the master that it was said to be."""
+        try:
+            link.send(pack(("ROLE",)))
+            reply = link.read()
+        except BaseException:
+            link.close()
+            raise
+        if not is_role_of_master(reply):
+            link.close()
+            raise self.no_master()
+
+    def no_master(self) -> ConnectionLost:
+        """Return the error for a server that is not the master that it was said to be."""
+        return ConnectionLost(f"{NO_REDIS} {self.address} (it is no master now); {WAYS_OUT}")
+
     def checkin(self, link: Link) -> None:
-        """Give a connection back, with no reply outstanding."""
         link.idle_since = time.monotonic()
         self._idle.append(link)
         if link.closings != self.closings:  # it was closed meanwhile
             self._close_idle()
 
-    def _refused(self, error: redis.ResponseError) -> BusError:
-        """Return the error that an error reply means."""
+    def is_astray(self, link: Link, error: BaseException | None = None) -> bool:
+        return False
+
+    def masters(self) -> list[NodeTransport]:
+        return [self]
+
+    def ranges(self, master: NodeTransport) -> list[tuple[int, int]]:
+        return []
+
+    def refused(self, error: Failure) -> BusError:
+        """Return the error that an error reply means, or the want of a connection."""
+        if isinstance(error, BusError):
+            return error
         if isinstance(error, redis.exceptions.NoScriptError):
-            text = f"Redis at {self.address} forgets its scripts faster than they are loaded"
-            return BusError(text)
+            return self.forgets()
+        if not isinstance(error, redis.ResponseError):  # it loads its data
+            return self.lost(error)
         if str(error).startswith(PASSING):
-            return ConnectionLost(f"Redis at {self.address} cannot do this now: {error}")
-        return BusError(f"Redis at {self.address} {refusal(error)}")
+            refused: BusError = ConnectionLost(
+                f"Redis at {self.address} cannot do this now: {error}"
+            )
+        else:
+            refused = BusError(f"Redis at {self.address} {refusal(error)}")
+        refused.__cause__ = error
+        return refused
+
+    def forgets(self) -> BusError:
+        """Return the error for scripts that are flushed again and again."""
+        return BusError(f"Redis at {self.address} forgets its scripts faster than they are loaded")
 
     def lost(self, error: BaseException, *, connecting: bool = False) -> ConnectionLost:
-        """Return the error that says, in words, what became of the connection."""
         if connecting and self._tls is not None:
-            reason = _explain_tls(error, self._tls)
+            reason = explain_tls(error, self._tls)
             if reason:
                 return ConnectionLost(f"{NO_TLS} {self.address} ({reason})")
-        return ConnectionLost(_explain(error, self.address, connecting=connecting))
+        return ConnectionLost(explain(error, self.address, connecting=connecting))
 
     def lost_connecting(self, error: BaseException) -> ConnectionLost:
         """Return the error that says why there is no connection."""
         return self.lost(error, connecting=True)
 
     def close(self) -> None:
-        """Close the idle connections now, and those in use when they are given back."""
         self.closings += 1
         self._close_idle()
 
@@ -318,6 +427,27 @@ class Transport:
             link.close()
 
 
+def ask_twice(
+    transport: Transport, commands: tuple[Command, ...], timeout: float, place: str | None
+) -> list[Any]:
+    """Send commands again, once, where the connection turns out to be dead."""
+    end = time.monotonic() + timeout
+    try:
+        return transport.exchange(*commands, timeout=timeout, place=place)
+    except ConnectionLost as error:
+        if is_undone(error):
+            raise
+    # Not within the `except`: the first error would be told with the second.
+    return transport.exchange(*commands, timeout=_left(end, timeout), place=place)
+
+
+def is_role_of_master(reply: object) -> bool:
+    """Whether a server says by ``ROLE`` that it is a master; one that may not say it counts so."""
+    return isinstance(reply, redis.ResponseError) or (
+        isinstance(reply, list) and reply[:1] == [b"master"]
+    )
+
+
 def _left(end: float, timeout: float) -> float:
     """Return what is left of a timeout (s); all of it as long as hardly any of it has passed.
 
@@ -325,60 +455,3 @@ def _left(end: float, timeout: float) -> float:
     """
     left = end - time.monotonic()
     return timeout if left > timeout - SOON_SECONDS else max(LEAST_SECONDS, left)
-
-
-def is_unreachable(error: ConnectionLost) -> bool:
-    """Whether no connection could be made at all, so that nothing was sent."""
-    return str(error).startswith((NO_REDIS, NO_TLS))
-
-
-def _explain_tls(error: BaseException, settings: dict[str, Any]) -> str | None:
-    """Return why there is no TLS connection; None where that is not for TLS."""
-    files = [settings.get(name) for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")]
-    for file in files:
-        if file and not os.access(file, os.R_OK):
-            return f"{file} cannot be read"
-    system = _system_error(error)
-    if isinstance(system, ssl.SSLEOFError):
-        return "it hung up: does it ask for a certificate, or for another one? See ssl_certfile"
-    if isinstance(system, ssl.SSLError) or isinstance(error, redis.TimeoutError):
-        return _reason(error, system)
-    return None
-
-
-def refusal(error: redis.ResponseError) -> str:
-    """Say that Redis refused something, in words that follow its name."""
-    if isinstance(error, redis.exceptions.OutOfMemoryError):
-        return f"is out of memory: {error}"
-    return f"refused: {error}"
-
-
-def _explain(error: BaseException, address: str, *, connecting: bool) -> str:
-    system = _system_error(error)
-    reason = _reason(error, system)
-    if isinstance(error, redis.exceptions.InvalidResponse):
-        return f"what listens at {address} is no Redis ({reason})"
-    if isinstance(error, REFUSALS):
-        return f"Redis at {address} refuses us: {reason}"
-    if connecting and (" connecting to " in str(error) or isinstance(error, NOT_FOUND)):
-        return f"{NO_REDIS} {address} ({reason}); {WAYS_OUT}"
-    return f"the connection to Redis at {address} was lost ({reason})"
-
-
-def _system_error(error: BaseException) -> OSError | None:
-    """Return the error of the operating system that an error was made of."""
-    system = error if isinstance(error, OSError) else error.__context__
-    # Its context may also be an error that the caller was handling: it must have its words.
-    if isinstance(system, OSError) and system.strerror and system.strerror in str(error):
-        return system
-    return None
-
-
-def _reason(error: BaseException, system: OSError | None) -> str:
-    """Return what the operating system or Redis says, without what redis-py adds to it."""
-    text = str(error)
-    if system is not None:
-        text = system.strerror or ""
-    elif isinstance(error, (redis.TimeoutError, TimeoutError)):
-        text = "it did not answer in time"
-    return " ".join(text.partition(" (_ssl.c")[0].split()).rstrip(".")

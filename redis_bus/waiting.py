@@ -16,11 +16,12 @@ from .errors import (
     NoWorkers,
     ProtocolError,
 )
+from .failures import WAYS_OUT, NotNow, is_unreachable
 from .protocol import MOVED_TAG, SLICE_SECONDS, Command, Route
 from .steps import Request, Steps, Wait, ask
 from .sweep import sweep
 from .target import ShownCall
-from .transport import READ_SECONDS, WAYS_OUT, is_unreachable
+from .transport import READ_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,12 @@ def wait(ticket: Ticket, deadline: Deadline, *, has_waited: bool = False) -> Ste
                 reply = (yield request)[0]
         except ConnectionLost as error:
             # The outcome is read without taking it, so it survives that.
+            if isinstance(error, NotNow):  # it is there: it takes its time
+                away = Away()
             pause = away.pause(deadline)
+            if isinstance(error, NotNow) and is_late:
+                # The look was not done; the call may well be.
+                raise ConnectionLost(str(error)) from error
             if is_late or pause is None:
                 if is_unreachable(error):
                     raise ConnectionLost(_sent_before(error, ticket)) from error

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from redis_bus import AsyncBus
+from redis_bus.async_cluster import AsyncRouted
+from redis_bus.async_transport import AsyncTransport
 from tests.support import eventually
 
 T = TypeVar("T")
@@ -61,9 +63,11 @@ async def calling(url: str, **settings: Any) -> AsyncIterator[AsyncBus]:
 async def nothing_waits(bus: AsyncBus) -> None:
     """Fail where an outcome or a reply is still expected on this loop's connections."""
     transport = bus._core.loops.here()
-    inbox, link = transport._inbox, transport._link
-    assert inbox is None or not inbox._expected
-    await until(lambda: link is None or not link._waiting)
+    for one in transport.nodes() if isinstance(transport, AsyncRouted) else [transport]:
+        assert isinstance(one, AsyncTransport)
+        inbox, link = one._inbox, one._link
+        assert inbox is None or not inbox._expected
+        await until(lambda link=link: link is None or not link._waiting)
 
 
 async def until(condition: Callable[[], T]) -> T:

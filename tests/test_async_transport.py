@@ -25,7 +25,7 @@ import redis.asyncio as aioredis
 from redis_bus import AsyncBus, Bus, BusError, CallTimeout, ConnectionLost
 from redis_bus.async_transport import AsyncLink, AsyncTransport, make_connection
 from redis_bus.embedded import EmbeddedRedis
-from redis_bus.transport import Transport
+from redis_bus.transport import NodeTransport
 from tests.async_support import Gate, calling, run, until
 from tests.support import PATIENCE_SECONDS, Processes, eventually, serving, workers
 from tests.test_transport import answering
@@ -377,7 +377,7 @@ class Proxy:
 def test_half_open_connections_hold_no_call_past_its_timeout_and_are_given_up(
     bus: Bus, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("redis_bus.async_transport.AsyncLink.patience", 3)
+    monkeypatch.setattr("redis_bus.async_link.AsyncLink.patience", 3)
     bus.register()(echo)
 
     async def body() -> None:
@@ -424,8 +424,8 @@ def test_a_half_open_inbox_costs_a_wait_and_is_given_up(bus: Bus, url: str) -> N
 def test_a_loop_that_stood_still_finds_its_answers_and_keeps_its_connections(
     bus: Bus, url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("redis_bus.async_transport.AsyncLink.patience", 0.2)
-    monkeypatch.setattr("redis_bus.async_transport.INBOX_SECONDS", 0.2)
+    monkeypatch.setattr("redis_bus.async_link.AsyncLink.patience", 0.2)
+    monkeypatch.setattr("redis_bus.async_link.INBOX_SECONDS", 0.2)
     bus.register()(echo)
 
     async def body() -> None:
@@ -662,13 +662,25 @@ def test_either_kind_of_client_works_on_tcp_with_a_password_and_a_database() -> 
 
 
 def test_clients_that_asyncio_cannot_have_are_refused_when_the_bus_is_made() -> None:
-    kinds: list[Any] = [redis.sentinel.Sentinel, aioredis.sentinel.Sentinel]
-    for kind in kinds:
-        with pytest.raises(TypeError, match="AsyncBus cannot connect as Sentinel"):
-            AsyncBus(conn=kind([("localhost", 1)]).master_for("x"))
-    cluster: Any = redis.asyncio.RedisCluster
-    with pytest.raises(TypeError, match=r"a redis\.Redis is needed"):
-        AsyncBus(conn=cluster(host="localhost", port=1))
+    class Own(redis.connection.AbstractConnection):
+        def repr_pieces(self) -> list[tuple[str, object]]:
+            return []
+
+        def _connect(self) -> Any:
+            raise NotImplementedError
+
+        def _host_error(self) -> str:
+            return ""
+
+    pool = redis.ConnectionPool(connection_class=Own)
+    with pytest.raises(TypeError, match="AsyncBus cannot connect as Own does"):
+        AsyncBus(conn=redis.Redis(connection_pool=pool))
+    kind: Any = aioredis.sentinel.Sentinel
+    with pytest.raises(TypeError, match="conn: it leads to a replica"):
+        AsyncBus(conn=kind([("localhost", 1)]).slave_for("x"))
+    other: Any = object()
+    with pytest.raises(TypeError, match=r"conn: a redis\.Redis, one made by Sentinel.*not object"):
+        AsyncBus(conn=other)
 
 
 def test_tls_settings_of_a_blocking_client_are_taken_over() -> None:
@@ -688,7 +700,7 @@ def test_tls_settings_of_a_blocking_client_are_taken_over() -> None:
 def test_a_thousand_calls_connect_once(bus: Bus, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
 
-    def make(base: Transport) -> Any:
+    def make(base: NodeTransport) -> Any:
         made.append(make_connection(base))
         return made[-1]
 
@@ -750,7 +762,7 @@ def test_a_connection_that_is_lost_before_anything_ran_fails_no_call(
 ) -> None:
     made: list[Any] = []
 
-    def make(base: Transport) -> Any:
+    def make(base: NodeTransport) -> Any:
         made.append(make_connection(base))
         return cut_behind_the_handshake(client, made[-1]) if len(made) == 2 else made[-1]
 

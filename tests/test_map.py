@@ -30,7 +30,7 @@ from redis_bus import (
     waiting,
 )
 from redis_bus.protocol import Post, Service
-from redis_bus.transport import Transport
+from redis_bus.transport import NodeTransport
 from tests.async_support import Gate
 from tests.commands import sent
 from tests.support import Processes, eventually, serving, workers
@@ -165,13 +165,13 @@ def test_the_first_window_is_sent_at_once_and_never_more_than_that(bus: Bus) -> 
 def count_writes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets how many commands each write of `map` holds."""
     writes: list[int] = []
-    real = Transport.exchange_each
+    real = NodeTransport.exchange_each
 
-    def counting(self: Transport, *commands: Any, **kwargs: Any) -> list[Any]:
+    def counting(self: NodeTransport, *commands: Any, **kwargs: Any) -> list[Any]:
         writes.append(len(commands))
         return real(self, *commands, **kwargs)
 
-    monkeypatch.setattr(Transport, "exchange_each", counting)
+    monkeypatch.setattr(NodeTransport, "exchange_each", counting)
     return writes
 
 
@@ -516,7 +516,7 @@ def test_only_what_was_refused_for_want_of_its_script_is_sent_again(
 def cut_after(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Let the next write arrive, and its answers be lost."""
     transport = bus._core.transport
-    real = Transport.checkout
+    real = NodeTransport.checkout
     armed = [False]
 
     class Deaf:
@@ -530,14 +530,14 @@ def cut_after(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
             self._link.read()
             raise redis.ConnectionError("cut")
 
-    def checkout(self: Transport, timeout: float = 1.0) -> Any:
+    def checkout(self: NodeTransport, timeout: float = 1.0) -> Any:
         link = real(self, timeout)
         if self is transport and armed[0]:
             armed[0] = False
             return Deaf(link)
         return link
 
-    monkeypatch.setattr(Transport, "checkout", checkout)
+    monkeypatch.setattr(NodeTransport, "checkout", checkout)
     return lambda: armed.__setitem__(0, True)
 
 

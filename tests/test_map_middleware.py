@@ -14,7 +14,7 @@ import redis_bus
 from redis_bus import Bus, BusError, CallTimeout, ConnectionLost, Middleware, QueueFull, fan_out
 from redis_bus.mapped_call import MappedCall
 from redis_bus.middleware import Call
-from redis_bus.transport import Transport
+from redis_bus.transport import NodeTransport
 from tests.support import Processes, eventually, serving
 
 THING = object()
@@ -227,7 +227,7 @@ def test_hooks_are_told_where_the_withdrawal_is_interrupted(
     far: Bus, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values: Any = far.plain.map([1, 2])
-    monkeypatch.setattr(Transport, "exchange_each", interrupted)
+    monkeypatch.setattr(NodeTransport, "exchange_each", interrupted)
     with pytest.raises(KeyboardInterrupt):
         values.close()
     assert story.ends() == never_came("plain(1)", "plain(2)")

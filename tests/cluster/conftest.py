@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster.kinds import executables, kinds
+from tests.cluster.support import Servers, Service, served
 from tests.cluster_servers import Cluster
 from tests.sentinel_servers import Sentinels
 
@@ -30,6 +31,28 @@ def sentinels(kind: str) -> Iterator[Sentinels]:
     """A master and two replicas under three sentinels."""
     with Sentinels(executables()[kind]) as sentinels:
         yield sentinels
+
+
+@pytest.fixture(params=["cluster", "sentinels"])
+def servers(request: pytest.FixtureRequest, kind: str) -> Servers:
+    """A cluster, and a master under sentinels."""
+    found: Servers = request.getfixturevalue(request.param)
+    found.flush()  # it is not among the names that `_flushed` looks at
+    return found
+
+
+@pytest.fixture
+def service(servers: Servers) -> Iterator[Service]:
+    """A bus that is served on them."""
+    with served(servers.address) as service:
+        yield service
+
+
+@pytest.fixture
+def on_cluster(cluster: Cluster) -> Iterator[Service]:
+    """A bus that is served on the cluster."""
+    with served(cluster.address) as service:
+        yield service
 
 
 @pytest.fixture(autouse=True)

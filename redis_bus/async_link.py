@@ -1,0 +1,339 @@
+"""One connection of asyncio: shared by the commands of all calls, or told of their outcomes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import select
+import ssl
+from collections import deque
+from typing import Any
+
+import hiredis
+import redis
+
+from .errors import BusError, ConnectionLost
+from .failures import refusal
+from .protocol import Command, pack
+from .transport import FRESH_SECONDS, READ_SECONDS, NodeTransport
+
+# An inbox is pinged where it was silent for so long; its answer may take as long again.
+INBOX_SECONDS = 2.0
+# Before an answer counts as late it is looked for once more: the loop may have stood still.
+LOOK_AGAIN_SECONDS = 0.05
+# How long it may take to hand the last bytes to Redis when a connection is closed.
+CLOSE_SECONDS = 1.0
+HUNG_UP = select.POLLHUP | getattr(select, "POLLRDHUP", 0)  # the latter is Linux's
+_ERRNO = re.compile(r"\[Errno (\d+)\]")
+_NOT_YET = object()
+CLOSED = "Redis closed it"
+HANG_UPS = (ConnectionResetError, BrokenPipeError)
+
+
+class Exchange:
+    """Commands on their way: as many replies as they are make the future's result."""
+
+    __slots__ = ("count", "future", "replies", "since")
+
+    def __init__(self, count: int, future: asyncio.Future[list[Any]], since: float) -> None:
+        self.count = count
+        self.future = future
+        self.since = since
+        self.replies: list[Any] = []
+
+
+class AsyncLink(asyncio.Protocol):
+    """One connection that many tasks share. What they send in one turn of the loop is one write.
+
+    Replies come in the order of the commands; none of them may block. Where the oldest command
+    waits longer than ``patience`` while nothing comes, the connection is taken to be dead.
+    """
+
+    patience = READ_SECONDS
+
+    # redis-py's classes are typed in part only.
+    def __init__(self, connection: Any, base: NodeTransport) -> None:
+        self._connection = connection
+        self._base = base
+        self._waiting: deque[Exchange] = deque()
+        self._out: list[bytes] = []
+        self._loop = asyncio.get_running_loop()
+        self._reader = hiredis.Reader(
+            protocolError=redis.exceptions.InvalidResponse,
+            replyError=connection._parser.parse_error,
+            notEnoughData=_NOT_YET,
+        )
+        self._writer: asyncio.StreamWriter | None = None
+        self._gone: asyncio.Future[None] = self._loop.create_future()
+        self._watch: asyncio.TimerHandle | None = None
+        self._heard = self._loop.time()
+        self._doubted = False
+        self._retired = False
+        self.is_closed = False
+
+    async def connect(self, timeout: float) -> None:
+        """Connect in at most ``timeout`` seconds. Raises ConnectionLost."""
+        try:
+            await asyncio.wait_for(self._take_over(), timeout)
+        except BaseException as error:
+            # Cancelled, it may be made all the same.
+            self._connection._close()
+            self.close(redis.ConnectionError("it is not wanted"))
+            if isinstance(error, asyncio.TimeoutError):
+                raise self._base.lost_connecting(late()) from None
+            if isinstance(error, (redis.RedisError, OSError)):
+                raise self._lost_connecting(plain(error)) from None
+            raise
+
+    def _lost_connecting(self, error: Exception) -> ConnectionLost:
+        if isinstance(error, HANG_UPS):  # who hangs up was there
+            return self._base.lost(error)
+        return self._base.lost_connecting(error)
+
+    async def _take_over(self) -> None:
+        """Connect. After the handshake, what comes is ours, without a stream between."""
+        connection = self._connection
+        await connection.connect()
+        reader, writer = connection._reader, connection._writer
+        writer.transport.set_protocol(self)
+        if writer.transport.is_closing() or reader.at_eof():
+            # The stream was told of it, this will not be.
+            raise redis.ConnectionError(CLOSED)
+        connection._reader = connection._writer = None
+        self._writer, self._heard = writer, self._loop.time()
+
+    def exchange(self, commands: tuple[Command, ...]) -> asyncio.Future[list[Any]]:
+        """Send commands; the future gets their replies, errors among them as values."""
+        future: asyncio.Future[list[Any]] = self._loop.create_future()
+        if self.is_closed:
+            future.set_exception(self._base.lost(redis.ConnectionError("it is closed")))
+            return future
+        data = pack(*commands)
+        self._waiting.append(Exchange(len(commands), future, self._loop.time()))
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(data)
+        if self._watch is None:
+            self._watch = self._loop.call_later(self.patience, self._look)
+        return future
+
+    def is_stale(self) -> bool:
+        """Whether it was idle, and the other side has closed it meanwhile.
+
+        The loop cannot know of that where it did not run, as that of a worker between two jobs.
+        """
+        if self.is_closed:
+            return True
+        if self._loop.time() - self._heard < FRESH_SECONDS:
+            return False
+        assert self._writer is not None
+        poll = select.poll()
+        poll.register(self._writer.get_extra_info("socket").fileno(), HUNG_UP)
+        if not poll.poll(0):
+            return False
+        self.close(redis.ConnectionError(CLOSED))
+        return True
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Close it; who waits for a reply gets ConnectionLost. No error: what is to go out goes."""
+        if self.is_closed:
+            return
+        if error is None:
+            self._flush()
+        self.is_closed = True
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._writer is not None:
+            if error is None:
+                self._writer.transport.close()
+            else:
+                self._writer.transport.abort()
+        for exchange in self._waiting:
+            if not exchange.future.done():
+                # One for each: what is raised in many tasks at once collects all their frames.
+                lost = self._base.lost(error or redis.ConnectionError("it was closed"))
+                exchange.future.set_exception(lost)
+        self._waiting.clear()
+
+    def retire(self) -> None:
+        """Close it once all that was sent is answered."""
+        self._retired = True
+        if not self._waiting:
+            self.close()
+
+    async def closed(self) -> None:
+        """Wait until the socket is closed."""
+        if self._writer is None:
+            return
+        await asyncio.wait([self._gone], timeout=CLOSE_SECONDS)
+        if not self._gone.done():
+            self._writer.transport.abort()
+            await asyncio.wait([self._gone], timeout=CLOSE_SECONDS)
+
+    # -- what asyncio calls -------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        self._heard, self._doubted = self._loop.time(), False
+        reader = self._reader
+        try:
+            reader.feed(data)
+            while (reply := reader.gets(False)) is not _NOT_YET:
+                self.received(reply)
+        except redis.RedisError as error:
+            self.close(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._gone.done():
+            self._gone.set_result(None)
+        self.close(exc or redis.ConnectionError(CLOSED))
+
+    def received(self, reply: Any) -> None:
+        """Take a reply, or what Redis says unasked."""
+        if type(reply) is not hiredis.PushNotification:
+            self.answered(reply)
+
+    def answered(self, reply: Any) -> None:
+        """Give a reply to who waits for it."""
+        if not self._waiting:
+            raise redis.exceptions.InvalidResponse("a reply that nobody asked for")
+        exchange = self._waiting[0]
+        exchange.replies.append(reply)
+        if len(exchange.replies) == exchange.count:
+            self._waiting.popleft()
+            if not exchange.future.done():  # its caller may have gone
+                exchange.future.set_result(exchange.replies)
+            if self._retired and not self._waiting:
+                self.close()
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if out and not self.is_closed and self._writer is not None:
+            self._writer.transport.write(b"".join(out))
+
+    def _look(self) -> None:
+        """Close the connection where the oldest command waits too long."""
+        self._watch = None
+        if self.is_closed or not self._waiting:
+            return
+        left = max(self._waiting[0].since, self._heard) + self.patience - self._loop.time()
+        if left <= 0 and self._doubted:
+            self.close(late())
+            return
+        self._doubted = left <= 0
+        self._watch = self._loop.call_later(max(left, LOOK_AGAIN_SECONDS), self._look)
+
+
+class Inbox(AsyncLink):
+    """A connection that subscribes one channel, on which the outcomes of jobs are told."""
+
+    def __init__(self, connection: Any, base: NodeTransport) -> None:
+        super().__init__(connection, base)
+        self.channel = f"rb:inbox:{os.urandom(9).hex()}"
+        self._expected: dict[bytes, set[asyncio.Future[bytes | None]]] = {}
+        self._listens = False  # until then, lists are plain answers
+
+    async def subscribe(self) -> None:
+        """Listen on the channel. Raises ConnectionLost, BusError."""
+        self._listens = True
+        reply = (await within(self, self.exchange((("SUBSCRIBE", self.channel),)), READ_SECONDS))[0]
+        if isinstance(reply, redis.RedisError):
+            self.close(reply)
+            if not isinstance(reply, redis.ResponseError):
+                raise self._base.lost(reply)
+            raise BusError(f"Redis at {self._base.address} {refusal(reply)}")
+        self.patience = INBOX_SECONDS
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    def expect(self, job: str) -> asyncio.Future[bytes | None]:
+        """Return the outcome to be; empty where it is to be looked for in its reply list."""
+        future: asyncio.Future[bytes | None] = self._loop.create_future()
+        if self.is_closed:  # since it was asked for: nothing will be told here
+            future.set_result(b"")
+        else:
+            self._expected.setdefault(job.encode(), set()).add(future)
+        return future
+
+    def ignore(self, job: str, future: asyncio.Future[bytes | None]) -> None:
+        """Wait for it no longer."""
+        futures = self._expected.get(job.encode())
+        if futures is not None:
+            futures.discard(future)
+            if not futures:
+                del self._expected[job.encode()]
+
+    def check(self) -> None:
+        """See to it that a dead connection is noticed, where nothing has come for a while."""
+        silent = self._loop.time() - self._heard
+        if not self.is_closed and not self._waiting and silent > INBOX_SECONDS:
+            self.exchange((("PING",),)).add_done_callback(ignore)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Close it; who waits for an outcome is to look for it."""
+        super().close(error)
+        for futures in self._expected.values():
+            for future in futures:
+                if not future.done():
+                    future.set_result(b"")
+        self._expected.clear()
+
+    def received(self, reply: Any) -> None:
+        if self._listens and isinstance(reply, list):
+            if reply[0] == b"message":
+                self._told(reply[2])
+                return
+            if reply[0] not in (b"subscribe", b"pong"):
+                return
+        self.answered(reply)
+
+    def _told(self, message: bytes) -> None:
+        job, _, outcome = message.partition(b" ")
+        for future in self._expected.pop(job, ()):
+            if not future.done():
+                future.set_result(outcome)
+
+
+async def within(link: AsyncLink, future: asyncio.Future[list[Any]], timeout: float) -> list[Any]:
+    """Wait for replies so long; the connection itself sees to it that none waits for ever."""
+    if timeout >= READ_SECONDS:
+        return await future
+    timer: asyncio.TimerHandle
+
+    def give_up(again: bool) -> None:
+        nonlocal timer
+        if future.done():
+            return
+        if again:
+            timer = link._loop.call_later(LOOK_AGAIN_SECONDS, give_up, False)
+        else:
+            future.set_exception(link._base.lost(late()))
+
+    timer = link._loop.call_later(timeout, give_up, True)
+    try:
+        return await future
+    finally:
+        timer.cancel()
+
+
+def late() -> TimeoutError:
+    """Return the error of an answer that does not come; OSError's kind in each Python."""
+    return TimeoutError("it did not answer in time")
+
+
+def plain(error: Exception) -> Exception:
+    """Return an error as the operating system words it, not as asyncio does."""
+    system = error.__context__
+    found = _ERRNO.search(str(system))
+    number = system.errno if isinstance(system, OSError) else None
+    if number is None and found:  # there are several addresses, and so several errors
+        number = int(found[1])
+    if not isinstance(system, OSError) or isinstance(system, ssl.SSLError) or not number:
+        return error
+    return OSError(number, os.strerror(number))
+
+
+def ignore(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
