@@ -27,11 +27,16 @@ if flight then
   redis.call('DEL', flight)
 end
 -- HDEL comes first: a script that has begun to write goes on where memory is full.
+local life = redis.call('PTTL', pending)
 redis.call('HDEL', pending, job)
-if not remove(queue, job, tonumber(string.match(noted, '^%d+'))) then
-  redis.call('HSET', pending, job, '-')
-elseif redis.call('EXISTS', queue) == 0 then
+local found = remove(queue, job, tonumber(string.match(noted, '^%d+')))
+if redis.call('EXISTS', queue) == 0 then
   redis.call('DEL', wake)
+elseif not found then
+  redis.call('HSET', pending, job, '-')
+  if life > 0 then
+    redis.call('PEXPIRE', pending, life)
+  end
 end
 put_reply(reply, outcome, keep)
 tell(inboxes, job, outcome)

@@ -749,7 +749,7 @@ def test_a_connection_that_is_closed_behind_its_handshake_is_not_waited_on(
     url: str, client: redis.Redis
 ) -> None:
     async def body() -> None:
-        base = AsyncBus("test", url=url, client_name=OURS)._core.loops._base
+        base: Any = AsyncBus("test", url=url, client_name=OURS)._bus._core.transport
         link = AsyncLink(cut_behind_the_handshake(client, make_connection(base)), base)
         with pytest.raises(ConnectionLost, match=r"was lost \(Redis closed it\)"):
             await link.connect(PATIENCE_SECONDS)

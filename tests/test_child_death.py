@@ -213,8 +213,8 @@ def test_a_client_of_the_users_is_told_as_arguments_that_lead_to_the_same(
     worker = worker_of(conn=client)
     lease = lease_of(worker)
     assert lease is not None
-    transport = Bus(**lease["bus"])._core.transport
-    mine = worker.core.transport
+    transport = Bus(**lease["bus"])._core.transport.endpoint
+    mine = worker.core.transport.endpoint
     assert transport.connection_class is mine.connection_class
     names = ("host", "port", "path", "db", "username", "password", "ssl_ca_certs", "ssl_cert_reqs")
     for name in names:

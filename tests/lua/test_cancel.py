@@ -264,3 +264,19 @@ def test_the_last_one_takes_the_token_along_and_no_other_does(lua: Driver) -> No
     assert lua.tokens() == 0
     lua.queued()
     assert lua.tokens() == 1
+
+
+def test_nothing_is_noted_of_a_job_whose_queue_was_lost(lua: Driver) -> None:
+    job = lua.queued(mode=Mode.RUN)
+    lua.client.delete(lua.route().queue)
+    assert lua.cancel(job) == b"cancelled"
+    assert not lua.client.exists(lua.route().pending)
+
+
+def test_the_note_that_it_is_to_be_passed_over_does_not_stay_for_ever(lua: Driver) -> None:
+    job = hidden(lua)
+    assert lua.client.hlen(lua.route().pending) == 1
+    lua.client.pexpire(lua.route().pending, 60_000)
+    lua.cancel(job)
+    assert lua.client.hvals(lua.route().pending) == [b"-"]
+    assert 0 < lua.client.pttl(lua.route().pending) <= 60_000
