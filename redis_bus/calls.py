@@ -26,7 +26,7 @@ from .errors import (
 )
 from .failures import NotNow, is_undone, is_unreachable
 from .middleware import Call
-from .protocol import LEASE_MS, Command
+from .protocol import Command
 from .steps import Request, Steps, Wait, ask
 from .target import Args, Kwargs, Options, ShownCall, Target
 from .waiting import FIRST_SLICE_SECONDS, FlightLostError, Ticket, slice_of, wait
@@ -305,7 +305,7 @@ def _withdraw(source: Source, target: Target, job: str, flight: bytes | None) ->
     """What withdraws a job that nobody has taken or joined, for callers that may go away."""
     if not source.listens:
         return None
-    return target.route.cancel(job, flight, CANCELLED, keep_ms=LEASE_MS)
+    return target.route.cancel(job, flight, CANCELLED, keep_ms=1)  # nobody reads it
 
 
 def decode_outcome(found: bytes, target: Target, shown: ShownCall, options: Options) -> object:
