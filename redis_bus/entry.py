@@ -9,12 +9,13 @@ from types import FrameType
 
 def main() -> None:
     """Run the command line. Ctrl-C amid its imports ends it without their traceback."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_default:
         signal.signal(signal.SIGINT, _leave)
     from .cli import main as command
 
-    signal.signal(signal.SIGINT, before)
+    if is_default:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     command(prog_name="redis-bus")
 
 
