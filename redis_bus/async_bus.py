@@ -65,6 +65,7 @@ class AsyncBus(Registering):
         url: str | None = None,
         timeout: float | None = DEFAULT_TIMEOUT,
         serializer: str | codec.Serializer = "msgpack",
+        partitions: int = 1,
         **redis_kwargs: Any,
     ) -> None:
         self._bus = Bus(
@@ -76,11 +77,13 @@ class AsyncBus(Registering):
             url=url,
             timeout=timeout,
             serializer=serializer,
+            partitions=partitions,
             **redis_kwargs,
         )
         self.name, self.prefix = self._bus.name, self._bus.prefix
         self.result_expire, self.cache_expire = self._bus.result_expire, self._bus.cache_expire
         self.timeout, self.serializer = self._bus.timeout, self._bus.serializer
+        self.partitions = self._bus.partitions
         self._conn = conn
         self._core = AsyncCore(self._bus._core)
         self.middleware = self._core.middleware

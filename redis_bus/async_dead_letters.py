@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .dead_letters import DeadLetter
-from .entries import Letter, parse_letter, retried
+from .dead_letters import DeadLetter, list_letters
+from .entries import Letter, retried
 from .errors import BusError
+from .protocol import Route
 from .target import Target
 
 if TYPE_CHECKING:
@@ -17,15 +18,15 @@ if TYPE_CHECKING:
 class AsyncDeadLetter(DeadLetter):
     """A job that no worker could finish; `AsyncMethod.dead_letters` lists them."""
 
-    def __init__(self, core: AsyncCore, target: Target, letter: Letter) -> None:
-        super().__init__(core.blocking, target, letter)
+    def __init__(self, core: AsyncCore, target: Target, route: Route, letter: Letter) -> None:
+        super().__init__(core.blocking, target, route, letter)
         self._async = core
 
     async def retry(self) -> AsyncRun:  # type: ignore[override]
         """Give the job to the workers again. See `DeadLetter.retry`."""
         from .async_method import AsyncRun
 
-        job, route = self._job, self._target.route
+        job, route = self._job, self._route
         if job is None:
             raise BusError(
                 f"{self.method}: dead letter {self.id} is no job: it can only be dropped"
@@ -38,11 +39,11 @@ class AsyncDeadLetter(DeadLetter):
 
     async def drop(self) -> bool:  # type: ignore[override]
         """Delete the letter. Returns whether it was still there."""
-        command = self._target.route.drop_letter(self._letter.raw)
+        command = self._route.drop_letter(self._letter.raw)
         return bool((await self._async.loops.here().ask(command))[0])
 
 
 async def dead_letters(core: AsyncCore, target: Target) -> list[AsyncDeadLetter]:
     """Return the dead letters of a method, oldest first."""
-    found = (await core.loops.here().ask(target.route.letters()))[0]
-    return [AsyncDeadLetter(core, target, parse_letter(raw)) for raw in found]
+    found = await core.drive(list_letters(target))
+    return [AsyncDeadLetter(core, target, route, letter) for route, letter in found]

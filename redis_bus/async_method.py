@@ -86,8 +86,8 @@ class AsyncMethod:
 
     async def _enqueue(self, args: Args, kwargs: Kwargs, seen: Call | None = None) -> AsyncRun:
         await self._load()
-        job = await self._core.drive(calls.run(self, args, kwargs, self._options, seen))
-        return AsyncRun(self._core, self.target.route, job, self._options.allow)
+        route, job = await self._core.drive(calls.run(self, args, kwargs, self._options, seen))
+        return AsyncRun(self._core, route, job, self._options.allow)
 
     def _seen(self, args: Args, kwargs: Kwargs, kind: str) -> Call:
         """Return a call as middleware sees it."""

@@ -19,7 +19,7 @@ from .deadline import check_seconds
 from .distributed import Deployment, of_client, open_url
 from .errors import BusError
 from .method import Method
-from .protocol import check_bus_name, check_method_name, check_prefix
+from .protocol import check_bus_name, check_method_name, check_partitions, check_prefix
 from .quota import check_max_jobs
 from .registration import OF_BUS, Registering, Registration, Settings
 from .result import AsyncResult, parse_id
@@ -41,7 +41,8 @@ class Bus(Registering):
     waits, None: for ever. ``serializer``: "msgpack", "json", "pickle" (only where you trust
     every process on this Redis) or an object with ``dumps`` and ``loads``. ``conn`` is a
     `redis.Redis`, else ``url``, REDIS_BUS_URL, REDIS_URL or redis://localhost:6379/0 counts;
-    ``redis_kwargs`` are handed to `redis.Redis`.
+    ``redis_kwargs`` are handed to `redis.Redis`. ``partitions``: over how many parts of Redis the
+    service registered here is spread, for one that is too much for a core; published with it.
 
     Making one does no I/O. Raises ValueError for names with characters other than
     ``A-Z a-z 0-9 _ . -`` and for a URL that means nothing, TypeError for what is of another type.
@@ -58,6 +59,7 @@ class Bus(Registering):
         url: str | None = None,
         timeout: float | None = DEFAULT_TIMEOUT,
         serializer: str | codec.Serializer = "msgpack",
+        partitions: int = 1,
         **redis_kwargs: Any,
     ) -> None:
         for argument, text in (("name", name), ("prefix", prefix), ("url", url or "")):
@@ -65,6 +67,7 @@ class Bus(Registering):
                 raise TypeError(f"{argument}={text!r}: a str, not {type(text).__name__}")
         self.name = check_bus_name(name)
         self.prefix = check_prefix(prefix)
+        self.partitions = check_partitions(partitions)
         for setting, value in (("cache_expire", cache_expire), ("timeout", timeout)):
             check_seconds(setting, value)
         if not check_seconds("result_expire", result_expire):
@@ -91,6 +94,7 @@ class Bus(Registering):
                 "url": url or default_url(),
                 "timeout": timeout,
                 "serializer": serializer,
+                "partitions": partitions,
                 **redis_kwargs,
             }
         self._workers: set[Worker] = set()
@@ -134,6 +138,7 @@ class Bus(Registering):
             open_timeout=timeout is OF_BUS and self.timeout == DEFAULT_TIMEOUT,
             result_expire=self.result_expire,
             serializer=self.serializer.name,
+            partitions=self.partitions,
         )
         registration = Registration(function, name, self.prefix, settings)
         name = check_method_name(registration.name)

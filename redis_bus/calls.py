@@ -26,7 +26,8 @@ from .errors import (
 )
 from .failures import NotNow, is_undone, is_unreachable
 from .middleware import Call
-from .protocol import Command
+from .partitions import announce
+from .protocol import Command, Route
 from .steps import Request, Steps, Wait, ask
 from .target import Args, Kwargs, Options, ShownCall, Target
 from .waiting import FIRST_SLICE_SECONDS, FlightLostError, Ticket, slice_of, wait
@@ -114,16 +115,16 @@ def call(
 
 def run(
     source: Source, args: Args, kwargs: Kwargs, options: Options, seen: Call | None = None
-) -> Steps[str]:
-    """Enqueue a call, or join its flight, and return the id of the job to wait for.
+) -> Steps[tuple[Route, str]]:
+    """Enqueue a call, or join its flight; return where, and the id of the job to wait for.
 
     It waits for a worker as long as that takes, unless the options give it a timeout.
     """
     for _ in range(MAX_TRIES):
         target, key, body = yield from prepare(source, args, kwargs, seen)
         shown = ShownCall(target.name, args, kwargs)
-        job, deadline = new_job_id(), Deadline(options.timeout)
-        command = target.route.call(
+        job, deadline, route = new_job_id(), Deadline(options.timeout), target.route_for(key)
+        command = route.call(
             job,
             body,
             mode=Mode.RUN,
@@ -140,9 +141,9 @@ def run(
         note_status(seen, replies[0])
         match replies:
             case [[b"joined" | b"queued", bytes(leader), *_]]:
-                return leader.decode()
+                return route, leader.decode()
             case [[b"hit", *_]]:
-                return job
+                return route, job
             case [status]:
                 raise_refusal(status, target, shown)
         yield from renew(source, target)
@@ -154,7 +155,7 @@ def clear(source: Source, args: Args, kwargs: Kwargs) -> Steps[bool]:
     for _ in range(MAX_TRIES):
         target, key = yield from _bind(source, args, kwargs)
         if key is not None:
-            status = (yield ask(target.route.clear(key)))[0]
+            status = (yield ask(target.route_for(key).clear(key)))[0]
             if status != b"stale":
                 return bool(status == b"cleared")
         yield from renew(source, target)
@@ -165,10 +166,15 @@ def clear(source: Source, args: Args, kwargs: Kwargs) -> Steps[bool]:
 
 def clear_all(source: Source) -> Steps[None]:
     """Forget all cached values of a method."""
-    target = yield from source.refreshed()
-    if target.key is None:
-        raise TypeError(f"{target.name}() has no cache_key: nothing of it is cached")
-    yield ask(target.route.clear_all())
+    for _ in range(MAX_TRIES):
+        target = yield from source.refreshed()
+        if target.key is None:
+            raise TypeError(f"{target.name}() has no cache_key: nothing of it is cached")
+        # Where another is published meanwhile, what it caches may be in other partitions.
+        if b"stale" not in (yield ask(*(route.clear_all() for route in target.routes))):
+            return
+        yield from renew(source, target)
+    raise BusError(f"{source.target.name}: it is registered anew again and again")
 
 
 def cancel(ticket: Ticket) -> Steps[bool]:
@@ -227,18 +233,18 @@ def _call_alone(
     seen: Call | None,
 ) -> Steps[bytes | None]:
     """A call without a cache key: one write, one wait. None: it is to be made again."""
-    job, service = new_job_id(), target.route.service
-    command = target.route.call(
+    job, route = new_job_id(), target.route_for(None)
+    command = route.call(
         job,
         body,
         mode=Mode.ASYNC if source.listens else Mode.WAIT,
         budget_ms=deadline.left_ms(),
         fail_fast=options.fail_fast,
-        but=nested.busy_worker(target.route),
+        but=nested.busy_worker(route),
     )
     seconds, timeout = slice_of(deadline, FIRST_SLICE_SECONDS)
-    withdraw = _withdraw(source, target, job, None)
-    slice_ = Wait(service, job, seconds, alone=True, only_if=b"queued")
+    withdraw = _withdraw(source, route, job, None)
+    slice_ = Wait(route.service, job, seconds, alone=True, only_if=b"queued")
     status, reply = yield Request((command,), timeout, wait=slice_, withdraw=withdraw)
     note_status(seen, status)
     if status[0] != b"queued":
@@ -248,7 +254,7 @@ def _call_alone(
     if reply is not None:
         return bytes(reply)
     again = target.may_run_twice
-    ticket = Ticket(target.route, job, status[2], shown, None, again, withdraw)
+    ticket = Ticket(route, job, status[2], shown, None, again, withdraw)
     try:
         return (yield from wait(ticket, deadline, has_waited=True))
     except FlightLostError:
@@ -266,19 +272,19 @@ def _call_keyed(
     seen: Call | None,
 ) -> Steps[bytes | _Hit | None]:
     """A call with a cache key: only a miss waits. None: it is to be made again."""
-    flight, again = target.route.flight(key), target.may_run_twice
-    job = new_job_id()
-    command = target.route.call(
+    route, again = target.route_for(key), target.may_run_twice
+    job, flight = new_job_id(), route.flight(key)
+    command = route.call(
         job,
         body,
         mode=Mode.ASYNC if source.listens else Mode.CALL,
         budget_ms=deadline.left_ms(),
         key=key,
         fail_fast=options.fail_fast,
-        but=nested.busy_worker(target.route),
+        but=nested.busy_worker(route),
     )
     _, timeout = slice_of(deadline, FIRST_SLICE_SECONDS)
-    withdraw = _withdraw(source, target, job, flight)
+    withdraw = _withdraw(source, route, job, flight)
     status = (yield Request((command,), timeout, withdraw=withdraw))[0]
     note_status(seen, status)
     match status:
@@ -286,9 +292,9 @@ def _call_keyed(
             return _Hit(entry)
         case [b"joined", bytes(leader)]:
             check_leader(leader.decode(), shown)
-            ticket = Ticket(target.route, leader.decode(), 0, shown, flight, again)
+            ticket = Ticket(route, leader.decode(), 0, shown, flight, again)
         case [b"queued", bytes(own), int(now), *foreign]:
-            ticket = Ticket(target.route, own.decode(), now, shown, flight, again, withdraw)
+            ticket = Ticket(route, own.decode(), now, shown, flight, again, withdraw)
             if foreign:
                 logger.warning("%s: its cached value is not ours, and is overwritten", shown)
         case _:
@@ -301,11 +307,11 @@ def _call_keyed(
         return None
 
 
-def _withdraw(source: Source, target: Target, job: str, flight: bytes | None) -> Command | None:
+def _withdraw(source: Source, route: Route, job: str, flight: bytes | None) -> Command | None:
     """What withdraws a job that nobody has taken or joined, for callers that may go away."""
     if not source.listens:
         return None
-    return target.route.cancel(job, flight, CANCELLED, keep_ms=1)  # nobody reads it
+    return route.cancel(job, flight, CANCELLED, keep_ms=1)  # nobody reads it
 
 
 def decode_outcome(found: bytes, target: Target, shown: ShownCall, options: Options) -> object:
@@ -327,7 +333,7 @@ def check_leader(leader: str, shown: ShownCall | str) -> None:
 def _discard(target: Target, key: bytes, entry: bytes, shown: ShownCall | str) -> Steps[None]:
     """Forget a value that cannot be read; of all who find it, one says so."""
     digest = hashlib.sha1(entry, usedforsecurity=False).hexdigest()
-    if (yield ask(target.route.discard(key, digest)))[0]:
+    if (yield ask(target.route_for(key).discard(key, digest)))[0]:
         logger.warning("%s: its cached value is not ours, and is forgotten", shown)
 
 
@@ -335,16 +341,17 @@ def renew(source: Source, target: Target) -> Steps[None]:
     """Learn the newer registration, or make the one that stands in the registry current."""
     newer = yield from source.refreshed()
     if newer.etag == target.etag:
-        service = newer.route.service
-        yield ask(service.publish(newer.name, newer.etag, newer.shape))
+        yield from announce(newer)
 
 
 def raise_refusal(status: list[Any], target: Target, shown: ShownCall | str) -> None:
     match status:
         case [b"full"]:
-            limit = target.descriptor.max_queue
+            limit, partitions = target.max_queue, len(target.routes)
             jobs = "1 job waits" if limit == 1 else f"{limit} jobs wait"
-            raise QueueFull(f"{shown}: {jobs} for {target.name} already (max_queue)")
+            whole, part = target.descriptor.max_queue, "in its partition already"
+            why = "already (max_queue)" if partitions == 1 else f"{part} (max_queue={whole})"
+            raise QueueFull(f"{shown}: {jobs} for {target.name} {why}")
         case [b"no_workers"] if nested.busy_worker(target.route):
             raise Deadlock(
                 f"{shown}: deadlock: the only worker alive that serves {target.name} is busy with "

@@ -6,10 +6,10 @@ import logging
 import threading
 from collections.abc import Iterable
 
+from .asker import Asker, unblock
 from .entries import Job, parse_job
 from .errors import ProtocolError
 from .protocol import Command, Post, Route
-from .slot import Slot, unblock
 from .transport import Transport
 
 logger = logging.getLogger(__name__)
@@ -27,11 +27,11 @@ class Claims:
         self._post = post
         self._transport = transport
         self._lock = threading.Lock()
-        self._held: dict[Slot, tuple[Route, Job]] = {}
+        self._held: dict[Asker, tuple[Route, Job]] = {}
         # How often each slot began or ended to ask for a job: odd while it asks.
-        self._turns: dict[Slot, int] = {}
+        self._turns: dict[Asker, int] = {}
         # Claims that nobody here knows of, and the turns of those who may be about to.
-        self._doubts: dict[str, dict[Slot, int]] = {}
+        self._doubts: dict[str, dict[Asker, int]] = {}
         # Two who look at once could give back what was given back, and taken anew in between.
         self._looking = threading.Lock()
         # Outcomes that Redis did not take in time: their jobs were run, and are not to run again.
@@ -39,30 +39,30 @@ class Claims:
 
     # -- what the slots do --------------------------------------------------------------------
 
-    def ask(self, slot: Slot) -> None:
+    def ask(self, slot: Asker) -> None:
         """Note that a slot is about to ask for a job."""
         with self._lock:
             turn = self._turns.get(slot, 0)
             self._turns[slot] = turn + 1 + turn % 2
 
-    def begin(self, slot: Slot, route: Route, job: Job) -> None:
-        """Note the job that a slot was given, and is to run now."""
+    def begin(self, slot: Asker, route: Route, job: Job, asker: Asker | None = None) -> None:
+        """Note the job that a slot was given, and is to run now; ``asker``: who asked for it."""
         with self._lock:
             self._held[slot] = (route, job)
             self._doubts.pop(job.id, None)
-            self._answered(slot)
+            self._answered(asker or slot)
 
-    def answered(self, slot: Slot) -> None:
+    def answered(self, slot: Asker) -> None:
         """Note that a slot was given nothing to run, or lost the connection on which it asked."""
         with self._lock:
             self._answered(slot)
 
-    def end(self, slot: Slot) -> None:
+    def end(self, slot: Asker) -> None:
         """Note that a slot has no job any more."""
         with self._lock:
             self._held.pop(slot, None)
 
-    def held(self, slot: Slot) -> tuple[Route, Job] | None:
+    def held(self, slot: Asker) -> tuple[Route, Job] | None:
         """Return the job of a slot."""
         return self._held.get(slot)
 
@@ -94,7 +94,7 @@ class Claims:
             with self._lock:
                 self._late.pop(job, None)
 
-    def _answered(self, slot: Slot) -> None:
+    def _answered(self, slot: Asker) -> None:
         turn = self._turns.get(slot, 0)
         self._turns[slot] = turn + turn % 2
 
@@ -127,7 +127,7 @@ class Claims:
             with self._looking:
                 self._give_back_settled()
 
-    def in_doubt(self) -> set[Slot]:
+    def in_doubt(self) -> set[Asker]:
         """Return the slots to which an unknown claim may be on its way."""
         with self._lock:
             doubts = [doubt for turns in self._doubts.values() for doubt in turns.items()]

@@ -30,6 +30,7 @@ class Listed:
     doc: str
     workers: int
     queued: int
+    partitions: int
 
 
 @click.command(short_help="List the methods of a bus.")
@@ -72,6 +73,7 @@ def _list(bus: Bus) -> list[Listed]:
             doc=first_line(descriptor.doc),
             workers=int(stats.get(descriptor.name, nothing)["workers"]),
             queued=int(stats.get(descriptor.name, nothing)["queued"]),
+            partitions=descriptor.partitions,
         )
         for descriptor in bus._core.drive(directory.list_descriptors(bus.name))
     ]
@@ -90,6 +92,8 @@ def _print_methods(methods: Sequence[Listed]) -> None:
         facts = [count(one.workers, "worker"), f"{one.queued} queued"]
         if one.cache_key is not None:
             facts.insert(0, f"cache_key={one.cache_key!r}")
+        if one.partitions > 1:
+            facts.append(count(one.partitions, "partition"))
         head = click.style(one.name, bold=True) + one.signature
         click.echo(f"{head}  [{', '.join(facts)}]")
         if one.doc:

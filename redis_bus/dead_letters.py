@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 from . import arguments
 from .entries import Job, Letter, parse_job, parse_letter, retried
 from .errors import BusError, ConnectionLost, ProtocolError, SerializationError
+from .partitions import count_partitions
+from .protocol import Route
 from .result import AsyncResult
+from .steps import Steps, ask
 from .target import ShownCall, Target
 
 if TYPE_CHECKING:
@@ -24,9 +27,9 @@ class DeadLetter:
     ``worker`` by whom it was held, ``attempts`` how often it was begun, ``call`` what was called.
     """
 
-    def __init__(self, core: Core, target: Target, letter: Letter) -> None:
+    def __init__(self, core: Core, target: Target, route: Route, letter: Letter) -> None:
         self._core = core
-        self._target = target
+        self._route = route
         self._letter = letter
         self._job = _job_of(letter)
         self.method = target.name
@@ -49,7 +52,7 @@ class DeadLetter:
                 f"{self.method}: dead letter {self.id} is no job: it can only be dropped"
             )
         entry = retried(self._letter.entry)
-        command = self._target.route.retry_letter(self._letter.raw, entry, job.id)
+        command = self._route.retry_letter(self._letter.raw, entry, job.id)
         try:
             was_there = self._core.transport.exchange(command)[0]
         except ConnectionLost as error:
@@ -57,11 +60,11 @@ class DeadLetter:
             raise ConnectionLost(text) from error
         if not was_there:
             raise BusError(f"{self.method}: dead letter {self.id} is not there any more")
-        return AsyncResult(self._core, self._target.route, job.id)
+        return AsyncResult(self._core, self._route, job.id)
 
     def drop(self) -> bool:
         """Delete the letter. Returns whether it was still there."""
-        command = self._target.route.drop_letter(self._letter.raw)
+        command = self._route.drop_letter(self._letter.raw)
         return bool(self._core.transport.ask(command)[0])
 
     def __repr__(self) -> str:
@@ -70,8 +73,17 @@ class DeadLetter:
 
 def dead_letters(core: Core, target: Target) -> list[DeadLetter]:
     """Return the dead letters of a method, oldest first."""
-    found = core.transport.ask(target.route.letters())[0]
-    return [DeadLetter(core, target, parse_letter(raw)) for raw in found]
+    found = core.drive(list_letters(target))
+    return [DeadLetter(core, target, route, letter) for route, letter in found]
+
+
+def list_letters(target: Target) -> Steps[list[tuple[Route, Letter]]]:
+    """Return the letters of all partitions that there ever were, oldest first."""
+    found: list[tuple[Route, Letter]] = []
+    span = yield from count_partitions(target.route.service, len(target.routes))
+    for route in target.route.spread(span):
+        found += [(route, parse_letter(raw)) for raw in (yield ask(route.letters()))[0]]
+    return sorted(found, key=lambda one: one[1].when_ms) if span > 1 else found
 
 
 def _job_of(letter: Letter) -> Job | None:

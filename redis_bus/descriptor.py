@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 from .deadline import MOST_SECONDS
 from .errors import ProtocolError
-from .protocol import METHOD_NAME
+from .protocol import METHOD_NAME, MOST_PARTITIONS
 
 _ETAG_CHARACTERS = 16
 _MARK = re.compile(r"[!-~]{16}\Z")
@@ -26,8 +26,8 @@ class Descriptor:
     ``etag`` is 16 characters that stand for all that the registration says: by them a caller
     notices that the method was registered anew. ``shape`` is 16 characters that stand for what
     gives cached values their meaning; values cached under another shape are not served, as the
-    same key could mean other arguments. Both are made here, unless a publisher in another
-    language made its own.
+    same key could mean other arguments, or be looked for in another partition. Both are made
+    here, unless a publisher in another language made its own.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Descriptor:
     result_expire: float = 3600
     serializer: str = "msgpack"
     publisher: str = ""
+    partitions: int = 1
 
     etag: str = ""
     shape: str = ""
@@ -53,6 +54,8 @@ class Descriptor:
             object.__setattr__(self, "etag", _digest(self._said()))
         if not self.shape:
             meaning = [self.cache_key, self.signature.get("parameters"), self.serializer]
+            # Whoever changes their number finds nothing in a partition from before.
+            meaning += [] if self.partitions == 1 else [self.partitions]
             object.__setattr__(self, "shape", _digest(meaning))
 
     def _said(self) -> dict[str, object]:
@@ -65,7 +68,10 @@ class Descriptor:
         return json.dumps(self._as_dict(), ensure_ascii=True, sort_keys=True)
 
     def _as_dict(self) -> dict[str, object]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        tree = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.partitions == 1:
+            del tree["partitions"]
+        return tree
 
 
 def from_json(name: str, data: bytes | str) -> Descriptor:
@@ -109,6 +115,7 @@ def _find_problem(values: Mapping[str, object]) -> str | None:
         "result_expire": number,
         "serializer": (str,),
         "publisher": (str,),
+        "partitions": (int,),
         "etag": (str,),
         "shape": (str,),
     }
@@ -119,6 +126,8 @@ def _find_problem(values: Mapping[str, object]) -> str | None:
         if not isinstance(value, types[name]):
             return name
         if isinstance(value, (int, float)) and not 0 <= value < MOST_SECONDS:
+            return name
+        if name == "partitions" and (value is True or not 1 <= int(str(value)) <= MOST_PARTITIONS):
             return name
         if name == "service" and value and not METHOD_NAME.match(str(value)):
             return name

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any
 
 from .descriptor import Descriptor, from_json
 from .errors import BusError, ProtocolError
-from .protocol import Command, Route, Service, bus_pattern, methods_key
+from .partitions import announce, count_partitions
+from .protocol import Command, Route, Service, bus_pattern, methods_key, read_span
 from .slots import by_slot
 from .steps import Steps, ask
 from .target import Target
@@ -51,6 +53,18 @@ def list_descriptors(bus: str) -> Steps[list[Descriptor]]:
     return descriptors
 
 
+def list_services(bus: str) -> Steps[list[Service]]:
+    """Return all services, sorted by name, with each of the partitions that there ever were."""
+    partitions: dict[str, int] = {}
+    for one in (yield from list_descriptors(bus)):
+        partitions[one.service] = max(one.partitions, partitions.get(one.service, 1))
+    services = []
+    for prefix, least in sorted(partitions.items()):
+        first = Service(bus, prefix)
+        services += [first.at(n) for n in range((yield from count_partitions(first, least)))]
+    return services
+
+
 def look_up(bus: str, name: str) -> Steps[Descriptor]:
     """Return what is published under a name. Raises UnknownMethod, ProtocolError."""
     data = (yield ask(("HGET", methods_key(bus), name)))[0]
@@ -71,9 +85,14 @@ def publish(bus: str, targets: list[Target], descriptors: list[Descriptor]) -> S
             commands += yield from _replace(bus, target, descriptor, old)
         pairs += [descriptor.name, descriptor.to_json()]
         service = target.route.service
-        commands.append(service.publish(descriptor.name, target.etag, target.shape))
+        if len(target.routes) == 1:
+            commands.append(service.publish(descriptor.name, target.etag, target.shape))
     # The descriptor first: a caller whom the script tells of a new etag finds it there.
-    yield ask(("HSET", key, *pairs), *commands)
+    answers = yield ask(("HSET", key, *pairs), *commands)
+    told = [answer[0] for answer in answers if isinstance(answer, list)]
+    for target in targets:
+        if len(target.routes) > 1 or b"spread" in told:
+            yield from announce(target)
 
 
 def _replace(bus: str, target: Target, descriptor: Descriptor, old: bytes) -> Steps[list[Command]]:
@@ -97,7 +116,8 @@ def _replace(bus: str, target: Target, descriptor: Descriptor, old: bytes) -> St
     )
     if other.service == descriptor.service:
         return []
-    return [("HDEL", place.meta, other.name)]
+    span = yield from count_partitions(place, other.partitions)
+    return [("HDEL", place.at(part).meta, other.name) for part in range(span)]
 
 
 def stats(bus: str) -> Steps[dict[str, dict[str, float]]]:
@@ -105,11 +125,9 @@ def stats(bus: str) -> Steps[dict[str, dict[str, float]]]:
     descriptors = yield from list_descriptors(bus)
     result: dict[str, dict[str, float]] = {}
     for descriptor in descriptors:
-        service = Service(bus, descriptor.service)
-        route = Route(service, descriptor.name)
-        counters, size = ("HGETALL", route.stats), ("LLEN", route.dead)
-        fields, state, dead = yield ask(counters, route.state("", 0), size)
-        counted = {n.decode(errors="replace"): _as_count(v) for n, v in as_pairs(fields)}
+        counted, queued, alive, dead = yield from _count(
+            Service(bus, descriptor.service), descriptor
+        )
         hits, joins = counted.get("hits", 0), counted.get("joins", 0)
         runs = counted.get("runs", 0)
         result[descriptor.name] = {
@@ -119,11 +137,29 @@ def stats(bus: str) -> Steps[dict[str, dict[str, float]]]:
             "errors": counted.get("errors", 0),
             "lost": counted.get("lost", 0),
             "dead": dead,
-            "queued": state[1],
-            "workers": state[0],
+            "queued": queued,
+            "workers": alive,
             "latency": round(counted.get("run_us", 0) / runs / 1e6, 6) if runs else 0.0,
         }
     return result
+
+
+def _count(service: Service, descriptor: Descriptor) -> Steps[tuple[Counter[str], int, int, int]]:
+    """Return a method's counters, and its jobs that wait, workers and dead letters.
+
+    Over all partitions that there ever were. Whoever is alive in partition 0 is so in the others.
+    """
+    counted: Counter[str] = Counter()
+    queued = alive = dead = 0
+    part, span = 0, descriptor.partitions
+    while part < span:
+        route = Route(service.at(part), descriptor.name)
+        asked = ("HGETALL", route.stats), route.state("", 0), ("LLEN", route.dead), service.span()
+        fields, state, letters, found = yield ask(*asked)
+        counted.update({n.decode(errors="replace"): _as_count(v) for n, v in as_pairs(fields)})
+        alive, queued, dead = alive if part else state[0], queued + state[1], dead + letters
+        part, span = part + 1, max(span, read_span(found))
+    return counted, queued, alive, dead
 
 
 def _as_count(value: bytes) -> int:

@@ -220,7 +220,11 @@ class FanOut:
         """
         assert first.ticket is not None
         ahead = (one for one in self._window.calls if one.is_unread and one is not first)
-        others = list(islice(ahead, self._ahead))
+        # Those of a partition side by side: on a cluster they go in one write.
+        own = _partition(first)
+        others = sorted(
+            islice(ahead, self._ahead), key=lambda one: (_partition(one) != own, _partition(one))
+        )
         seconds, timeout = slice_of(deadline, FIRST_SLICE_SECONDS)
         commands = self._unlink() if len(self._read) >= READ_AT_ONCE else []
         commands.append(first.ticket.route.service.wait_shared(first.ticket.job, seconds))
@@ -290,4 +294,11 @@ class FanOut:
 
     def _unlink(self) -> list[Command]:
         read, self._read = self._read, []
-        return [("UNLINK", *read)] if read else []
+        by_partition: dict[str, list[str]] = {}
+        for key in read:
+            by_partition.setdefault(key.partition("}")[0], []).append(key)
+        return [("UNLINK", *keys) for keys in by_partition.values()]
+
+
+def _partition(one: MappedCall) -> int:
+    return 0 if one.ticket is None else one.ticket.route.service.part

@@ -6,17 +6,18 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from .asker import LEAVE_SECONDS, Lane
 from .descriptor import from_json
 from .directory import publish
 from .errors import BusError, ProtocolError
-from .protocol import LEASE_MS, methods_key
-from .slot import LEAVE_SECONDS, unblock
+from .protocol import LEASE_MS, Command, Post, methods_key
 from .stop_flag import StopFlag
 from .sweep import sweep
 from .target import Target
+from .transport import LEAST_SECONDS
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -39,6 +40,8 @@ class Heart:
         self._retired = False
         self._thread = threading.Thread(target=self._run, name="redis_bus heart", daemon=True)
         self._others: dict[str, str] = {}
+        # Those that did not answer in time come last: they shall not keep the others from it.
+        self._lanes: list[Lane] = []
 
     def start(self) -> None:
         """Beat once, so that the worker counts as alive, then go on in a thread.
@@ -46,9 +49,13 @@ class Heart:
         Raises ConnectionLost where Redis cannot be reached.
         """
         worker = self._worker
+        self._lanes = list(worker.lanes)
         for dead in worker.succeeds:
-            worker.core.transport.ask(*worker.post.lapse(dead))
-        self._beat()
+            for post, _ in worker.lanes:
+                worker.core.transport.ask(*post.lapse(dead))
+        # Partition 0 last: who is alive there serves them all.
+        for lane in reversed(self._lanes):
+            self._beat(lane)
         self._thread.start()
 
     def stop(self) -> None:
@@ -57,9 +64,8 @@ class Heart:
         self._stopping.set()
         if self._thread.is_alive():  # its first beat may have failed
             self._thread.join()
-        try:
-            self._worker.core.transport.ask(self._worker.post.leave(), timeout=LEAVE_SECONDS)
-        except BusError as error:
+        error = self._tell_all(lambda post: [post.leave()])
+        if error is not None:
             logger.warning("worker %s: it cannot say that it leaves: %s", self._worker.id, error)
 
     def _run(self) -> None:
@@ -75,35 +81,42 @@ class Heart:
             if self._stopping.is_set():
                 self._retire()
                 # So that they see it; their next wait, too.
-                unblock(self._worker.slots)
+                self._worker.look_around()
                 self._ended.wait(UNBLOCK_SECONDS)
             else:
                 self._stopping.wait(min(loop.look_seconds, max(0.0, next_beat - time.monotonic())))
 
     def _try_to_beat(self, healthy: bool) -> bool:
-        try:
-            self._beat()
-            self._look_after_registry()
-        except Exception as error:  # noqa: BLE001 - without its heart a worker counts as dead
-            if healthy:
-                logger.warning(
-                    "worker %s: its heartbeat failed: %s; it tries again every %g s",
-                    self._worker.id,
-                    error,
-                    BEAT_SECONDS,
-                )
-            return False
-        return True
+        failed: list[Lane] = []
+        end = time.monotonic() + BEAT_SECONDS
+        for lane in list(self._lanes):
+            try:
+                self._beat(lane)
+                if lane is self._worker.lanes[0]:
+                    self._look_after_registry()
+            except Exception as error:  # noqa: BLE001 - without its heart a worker counts as dead
+                if healthy and not failed:
+                    logger.warning(
+                        "worker %s: its heartbeat failed: %s; it tries again every %g s",
+                        self._worker.id,
+                        error,
+                        BEAT_SECONDS,
+                    )
+                failed.append(lane)
+                if time.monotonic() > end:
+                    break
+        self._lanes = [lane for lane in self._lanes if lane not in failed] + failed
+        return not failed
 
-    def _beat(self) -> None:
+    def _beat(self, lane: Lane) -> None:
         """Renew the lease, see what is claimed, and look after workers whose lease has ended."""
-        worker, core, post = self._worker, self._worker.core, self._worker.post
-        beat = post.beat(worker.claims.all_held(), serves=not self._retired)
+        worker, core, (post, claims) = self._worker, self._worker.core, lane
+        beat = post.beat(claims.all_held(), serves=not self._retired)
         held = ("HKEYS", post.running)
         lost, claimed = core.transport.ask(beat, held, timeout=BEAT_SECONDS)
         if lost:
             logger.info("worker %s: put back %d lost wake tokens", worker.id, lost)
-        worker.claims.give_back_lost(claimed)
+        claims.give_back_lost(claimed)
         try:
             core.drive(sweep(core.name, post.service, BEAT_SECONDS))
         except BusError as error:
@@ -117,7 +130,7 @@ class Heart:
         """Publish again what is gone: a cleanup, an empty Redis; notice other services."""
         names = list(self._targets)
         worker = self._worker
-        service = worker.post.service
+        service = worker.service
         registry = ("HMGET", methods_key(worker.core.name), *names)
         current = ("HMGET", service.meta, *names)
         listed, meta = worker.core.transport.ask(registry, current, timeout=BEAT_SECONDS)
@@ -158,7 +171,17 @@ class Heart:
         if self._retired:
             return
         self._retired = True
-        try:
-            self._worker.core.transport.ask(*self._worker.post.retire(), timeout=LEAVE_SECONDS)
-        except BusError as error:
+        error = self._tell_all(Post.retire)
+        if error is not None:
             logger.debug("worker %s: cannot say that it stops: %s", self._worker.id, error)
+
+    def _tell_all(self, words: Callable[[Post], list[Command]]) -> BusError | None:
+        """Send commands to each partition, also where another cannot be reached: return why not."""
+        end, failure = time.monotonic() + LEAVE_SECONDS, None
+        for post, _ in self._worker.lanes:
+            left = max(LEAST_SECONDS, end - time.monotonic())
+            try:
+                self._worker.core.transport.ask(*words(post), timeout=left)
+            except BusError as error:
+                failure = error
+        return failure

@@ -18,9 +18,11 @@ import redis
 from .bus import Bus
 from .cli_signals import ENDING
 from .core import Core
+from .errors import BusError
+from .partitions import count_partitions
 from .protocol import Post, Route, Service
 from .sweep import sweep
-from .transport import NodeTransport
+from .transport import LEAST_SECONDS, NodeTransport
 from .worker import Worker
 
 logger = logging.getLogger("redis_bus")
@@ -51,7 +53,8 @@ def lease_of(worker: Worker) -> Lease | None:
         return None
     lease = {
         "worker": worker.id,
-        "service": worker.post.service.prefix,
+        "service": worker.service.prefix,
+        "partitions": len(worker.lanes),
         "methods": sorted(worker.methods),
         "bus": {name: value for name, value in arguments.items() if name not in NO_MATTER},
     }
@@ -83,11 +86,20 @@ def end_lease(lease: Lease, seconds: float) -> None:
     """End a worker's lease, and give away or fail what it held. Raises BusError."""
     end = time.monotonic() + seconds
     with Bus(**lease["bus"]) as bus:
-        service = Service(bus.name, lease["service"])
-        post = Post(service, lease["worker"], [Route(service, name) for name in lease["methods"]])
-        bus._core.transport.ask(*post.lapse(post.worker), timeout=seconds)
-        left = max(0.0, end - time.monotonic())
-        bus._core.drive(sweep(bus.name, service, left))
+        core, service = bus._core, Service(bus.name, lease["service"])
+        # What was asked for of a service that has, or once had, more partitions it served, too.
+        span = core.drive(count_partitions(service, lease["partitions"], seconds))
+        lost: BusError | None = None
+        for one in map(service.at, range(span)):
+            post = Post(one, lease["worker"], [Route(one, name) for name in lease["methods"]])
+            try:
+                left = max(LEAST_SECONDS, end - time.monotonic())
+                core.transport.ask(*post.lapse(post.worker), timeout=left)
+                core.drive(sweep(bus.name, one, max(0.0, end - time.monotonic())))
+            except BusError as error:  # of several servers, the others may answer
+                lost = error
+        if lost is not None:
+            raise lost
 
 
 class Lapses:

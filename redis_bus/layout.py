@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from . import directory
 from .errors import BusError
-from .protocol import Service, methods_key
+from .protocol import methods_key
 from .slots import slot_of
 
 if TYPE_CHECKING:
@@ -63,10 +63,8 @@ def look(core: Core, *, has_bus: bool = True) -> Layout:
     transport = core.transport
     places = {REGISTRY: methods_key(core.name)} if has_bus else {}
     if has_bus:
-        for prefix in sorted(
-            {d.service for d in core.drive(directory.list_descriptors(core.name))}
-        ):
-            places[f"service {prefix!r}"] = Service(core.name, prefix).base
+        for service in core.drive(directory.list_services(core.name)):
+            places[f"service {service.label!r}"] = service.base
     masters = []
     for node in transport.masters():
         ranges = transport.ranges(node)

@@ -23,7 +23,7 @@ from .entries import Mode
 from .errors import BusError, ConnectionLost
 from .failures import is_undone
 from .middleware import Call, Hooks
-from .protocol import LEASE_MS, Command
+from .protocol import LEASE_MS, Command, Route
 from .steps import Steps
 from .target import Options, ShownCall, Target
 from .waiting import Ticket
@@ -43,6 +43,7 @@ class MappedCall:
     target: Target | None = None
     key: bytes | None = None
     body: bytes = b""
+    route: Route | None = None  # that it is sent by
     job: str = ""  # its own; it may wait for another's
     deadline: Deadline | None = None
     ticket: Ticket | None = None  # what it waits for, once it was sent
@@ -85,26 +86,28 @@ class MappedCall:
         assert self.target is not None
         assert self.deadline is not None
         self.job, body, self.body = new_job_id(), self.body, b""
-        return self.target.route.call(
+        self.route = self.target.route_for(self.key)
+        return self.route.call(
             self.job,
             body,
             mode=Mode.RUN if self.key is None else Mode.ASYNC,
             budget_ms=self.deadline.left_ms(),
             key=self.key,
             fail_fast=options.fail_fast,
-            but=nested.busy_worker(self.target.route),
+            but=nested.busy_worker(self.route),
         )
 
     def cancel(self) -> Command:
         """Return what withdraws its own job, where nobody has taken or joined it."""
-        assert self.target is not None
-        return self.target.route.cancel(self.job, self._flight(), CANCELLED, keep_ms=LEASE_MS)
+        assert self.route is not None
+        return self.route.cancel(self.job, self._flight(), CANCELLED, keep_ms=LEASE_MS)
 
     def answered(self, status: Any) -> None:
         """Take what the script `call` says. A refusal that may pass leaves it unsent."""
-        target = self.target
+        target, route = self.target, self.route
         assert target is not None
-        route, again = target.route, target.may_run_twice
+        assert route is not None
+        again = target.may_run_twice
         note_status(self.seen, status)
         try:
             match status:
@@ -142,5 +145,5 @@ class MappedCall:
         return True
 
     def _flight(self) -> bytes | None:
-        assert self.target is not None
-        return None if self.key is None else self.target.route.flight(self.key)
+        assert self.route is not None
+        return None if self.key is None else self.route.flight(self.key)

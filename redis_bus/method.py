@@ -74,8 +74,8 @@ class Method(Generic[P, R]):
         """
 
         def enqueue(seen: Call | None = None) -> AsyncResult:
-            job = self._core.drive(calls.run(self, args, kwargs, self._options, seen))
-            return AsyncResult(self._core, self.target.route, job, self._options.allow)
+            route, job = self._core.drive(calls.run(self, args, kwargs, self._options, seen))
+            return AsyncResult(self._core, route, job, self._options.allow)
 
         hooks = self._core.middleware.calls
         if not hooks:

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import NamedTuple
 
-from .protocol import Route
+from .protocol import Route, Service
 
 
 class Host(NamedTuple):
     """The worker that runs a job, as far as that says what else can run meanwhile."""
 
     worker: str | None  # None: it can run other jobs beside this one
-    base: str  # what the keys of its service begin with
+    service: Service  # its partition 0
     methods: frozenset[str]
     job: str
     expects_others: Callable[[], bool]  # a supervisor sees to it that there are others beside it
@@ -36,7 +36,7 @@ def current_job() -> str | None:
 def busy_worker(route: Route) -> str | None:
     """The worker that serves a method and is busy with the job that calls it, if there is one."""
     host = _host.get()
-    if host is None or host.base != route.service.base or route.method not in host.methods:
+    if host is None or route.method not in host.methods or host.service != route.service.at(0):
         return None
     # Where another is not alive now, its successor comes.
     return None if host.expects_others() else host.worker

@@ -6,7 +6,9 @@ scripts in ``lua/`` are its other half, and ``lua/README.rst`` describes both.
 
 from __future__ import annotations
 
+import functools
 import re
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
@@ -41,6 +43,7 @@ JOB_ID = re.compile(r"[A-Za-z0-9_-]+\Z")
 METHOD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
 ERROR_TAG = b"e"
 MOVED_TAG = b">"
+MOST_PARTITIONS = 1024
 # hiredis annotates a tuple of any length as one of length 1.
 _pack: Callable[[Command], bytes] = cast(Any, hiredis.pack_command)
 _ASKING = _pack(("ASKING",))
@@ -101,6 +104,21 @@ def evalsha(name: str, keys: Sequence[bytes | str], *args: bytes | str | int) ->
     return ("EVALSHA", scripts.load()[name].sha, len(keys), *keys, *args)
 
 
+def check_partitions(partitions: int) -> int:
+    """Return a number of partitions. Raises TypeError or ValueError for what cannot be one."""
+    if isinstance(partitions, bool) or not isinstance(partitions, int):
+        kind = type(partitions).__name__
+        raise TypeError(f"partitions={partitions!r}: a whole number, not {kind}")
+    if not 1 <= partitions <= MOST_PARTITIONS:
+        raise ValueError(f"partitions={partitions!r}: from 1 to {MOST_PARTITIONS}")
+    return partitions
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Return the partition of a cache key: the same for callers in every language."""
+    return zlib.crc32(key) % partitions
+
+
 def methods_key(bus: str) -> str:
     """Return the key of the hash of a bus's descriptors: one key for discovery."""
     return f"rb:{{{bus}}}:methods"
@@ -113,14 +131,26 @@ def bus_pattern(bus: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The keys of one service: a prefix on a bus. They share a hash tag, so a cluster slot."""
+    """The keys of one service: a prefix on a bus. They share a hash tag, so a cluster slot.
+
+    A service of several partitions has that for each of them. ``part`` 0 is there in any case.
+    """
 
     bus: str
     prefix: str
+    part: int = 0
+    label: str = field(init=False)  # the service and its partition, in the ids of results, too
     base: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "base", f"rb:{{{self.bus}:{self.prefix}}}:")
+        # '#' is in no name.
+        label = f"{self.prefix}#{self.part}" if self.part else self.prefix
+        object.__setattr__(self, "label", label)
+        object.__setattr__(self, "base", f"rb:{{{self.bus}:{label}}}:")
+
+    def at(self, part: int) -> Service:
+        """Return another partition of the service."""
+        return self if part == self.part else Service(self.bus, self.prefix, part)
 
     @property
     def meta(self) -> str:
@@ -142,6 +172,17 @@ class Service:
 
     def publish(self, method: str, etag: str, shape: str) -> Command:
         return evalsha("publish", [self.meta], method, etag, shape)
+
+    def shut(self, method: str, etag: str, shape: str, span: int, ballot: bytes = b"") -> Command:
+        """Begin to publish in several partitions; in partition 0 that gives the ``ballot``."""
+        return evalsha("shut", [self.meta], method, etag, shape, span, ballot)
+
+    def open(self, method: str, etag: str, ballot: bytes) -> Command:
+        return evalsha("open", [self.meta], method, etag, ballot)
+
+    def span(self) -> Command:
+        """Ask partition 0 how many there ever were; the answer is for `read_span`."""
+        return ("HGET", self.meta, "#")
 
     def sweep(self) -> Command:
         """Find the workers whose lease has ended."""
@@ -193,6 +234,7 @@ class Route:
         self.method = method
         self.etag = etag
         self.keep_ms = keep_ms
+        self._limit = 0 if max_queue is None else max_queue
         self.alone_ms = min(ALONE_MS, max(keep_ms, LEASE_MS))
         base = service.base
         self.queue = f"{base}queue:{method}"
@@ -210,8 +252,15 @@ class Route:
         self._keyed_call = ("EVALSHA", sha, 9, *keys)
         self._call_rest = (self.pending, self.serving)
         self._call_args = (method, etag)
-        self._limit = 0 if max_queue is None else max_queue
         self._tries = tries
+
+    def spread(self, partitions: int) -> list[Route]:
+        """Return the same in each of so many partitions, of which this is the first."""
+        services = [self.service.at(part) for part in range(1, partitions)]
+        make = functools.partial(
+            Route, max_queue=self._limit, keep_ms=self.keep_ms, tries=self._tries
+        )
+        return [self, *(make(service, self.method, self.etag) for service in services)]
 
     def cache(self, key: bytes) -> bytes:
         return self._cache + key
@@ -253,7 +302,7 @@ class Route:
         return evalsha("clear", keys, self.method, self.etag)
 
     def clear_all(self) -> Command:
-        return evalsha("clear_all", [self.service.meta], self.method)
+        return evalsha("clear_all", [self.service.meta], self.method, self.etag)
 
     def state(self, job: str, enqueued_ms: int, workers: Iterable[str] = ()) -> Command:
         """Ask how a method is served, and where a job is; ``workers`` may have claimed it."""
@@ -294,6 +343,13 @@ class Route:
     def retry_letter(self, raw: bytes, entry: bytes, job: str) -> Command:
         keys = [self.dead, self.queue, self.wake, self.pending, self.service.reply(job)]
         return evalsha("retry", keys, raw, entry)
+
+
+def read_span(reply: bytes | None) -> int:
+    """Return how many partitions a service ever had, as `Service.span` asks."""
+    if reply is None or not reply.isdigit():
+        return 1
+    return min(max(1, int(reply)), MOST_PARTITIONS)
 
 
 class Claim(NamedTuple):

@@ -42,6 +42,7 @@ class Settings:
     open_timeout: bool
     result_expire: float
     serializer: str
+    partitions: int = 1
 
     def __post_init__(self) -> None:
         for name in ("cache_expire", "stale", "timeout", "result_expire"):
@@ -116,6 +117,7 @@ class Registration:
             open_timeout=settings.open_timeout,
             result_expire=settings.result_expire,
             serializer=settings.serializer,
+            partitions=settings.partitions,
             publisher=where,
         )
 

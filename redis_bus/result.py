@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from . import calls, outcome, waiting
 from .deadline import Deadline
 from .errors import BusError
-from .protocol import Route, Service, check_job_id, check_method_name, check_prefix
+from .protocol import MOST_PARTITIONS, Route, Service, check_job_id, check_method_name, check_prefix
 
 if TYPE_CHECKING:
     from .core import Core
@@ -26,8 +26,11 @@ class JobResult:
 
     @property
     def id(self) -> str:
-        """Text that names this result in any process: ``<service>:<method>:<job>``."""
-        return f"{self._route.service.prefix}:{self._route.method}:{self._job}"
+        """Text that names this result in any process: ``<service>:<method>:<job>``.
+
+        The service with its partition, ``<service>#<partition>``, where that is not the first.
+        """
+        return f"{self._route.service.label}:{self._route.method}:{self._job}"
 
     def _ticket(self) -> waiting.Ticket:
         return waiting.Ticket(self._route, self._job, 0, f"{self._route.method} (job {self._job})")
@@ -73,9 +76,12 @@ def parse_id(bus: str, text: str, keep_ms: int) -> tuple[Route, str]:
     """Return where the result of that id is. Raises BusError for what is no id of a result."""
     parts = text.split(":")
     try:
-        prefix, method, job = parts
+        label, method, job = parts
         check_job_id(job)
-        service = Service(bus, check_prefix(prefix))
+        prefix, mark, number = label.partition("#")
+        service = Service(bus, check_prefix(prefix), int(number) if mark else 0)
+        if service.label != label or not 0 <= service.part < MOST_PARTITIONS:
+            raise ValueError(label)
         route = Route(service, check_method_name(method), keep_ms=keep_ms)
     except ValueError:
         raise BusError(f"{text!r} is not the id of a result") from None

@@ -159,6 +159,7 @@ class Routes:
         targets: dict[int, Node] = {}
         while todo:
             asked: dict[int, Node] = {}
+            writes: dict[tuple[Node, bool], list[int]] = {}  # one to each server
             for slot, some in _runs(commands, todo, place, targets):
                 try:
                     node = targets.get(some[0]) or (yield from self.find(slot, patience))
@@ -166,8 +167,9 @@ class Routes:
                     for index in some:
                         replies[index] = error
                     continue
+                writes.setdefault((node, some[0] in targets), []).extend(some)
+            for (node, is_asking), some in writes.items():
                 chosen = [commands[index] for index in some]
-                is_asking = some[0] in targets
                 found, unsent = yield Send(node, chosen, patience.left(), is_asking, each=True)
                 for index, reply in zip(some, found, strict=True):
                     replies[index] = reply

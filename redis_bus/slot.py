@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import redis
 
 from . import nested, outcome
+from .asker import BACKOFF_SECONDS, Asker, AstrayError, Lane
 from .entries import Job, parse_job
-from .errors import BusError, ProtocolError
-from .failures import refusal
+from .errors import BusError
 from .protocol import LEASE_MS, Claim, Command, Route, needs_admission, pack
-from .routing import is_routing
 from .runner import Runner, Start
 from .stop_flag import StopNow
-from .transport import READ_SECONDS, Link, NodeTransport
+from .transport import Link
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -29,46 +26,34 @@ logger = logging.getLogger(__name__)
 # So often a connection breaks with an outcome of so many bytes, before another one is sent.
 MAX_BROKEN_LINKS = 4
 LARGE_BYTES = 500_000
-BACKOFF_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
-# How long to wait for a Redis that does not answer where it is no matter if it never does.
-LEAVE_SECONDS = 2.0
-# Of those pauses, how many there are where a slot of the cluster moves.
-MAX_ASTRAY = 3
 
 
-class _AstrayError(Exception):
-    """The keys are at another server than the one to which the connection leads."""
-
-
-class Slot:
+class Slot(Asker):
     """Runs one job after the other, over a connection of its own; a worker has one or more.
 
     It takes a job only when it can run it at once.
     """
 
-    def __init__(self, worker: Worker, runner: Runner, number: int) -> None:
+    def __init__(self, worker: Worker, lane: Lane, runner: Runner, number: int) -> None:
+        super().__init__(worker, lane, number)
         self.runner = runner
-        self.waiting: int | None = None  # the client id of its connection, while it waits
         self.is_abandoned = False
-        self._worker = worker
-        self._post = worker.post
-        self._claims = worker.claims
-        self._transport = worker.core.transport
-        self._stopping = worker.stopping
         self._quota = worker.quota
-        self.home: NodeTransport | None = None  # the server to which that connection leads
         self._unsent: Command | None = None
-        self._astray, self._turned = 0, -math.inf  # how often it was at the wrong server, and when
         self._broken_links = 0  # in a row, with the same outcome to send
         self._began = 0.0
-        self._turns = number  # each begins with another method
+
+    @property
+    def held(self) -> tuple[Route, Job] | None:
+        """Its job, until Redis has taken the outcome."""
+        return self._claims.held(self)
 
     def serve(self) -> None:
         """Run jobs until the worker stops, or has begun as many as it may."""
         while self._goes_on():
             try:
                 self._serve_link()
-            except _AstrayError as error:
+            except AstrayError as error:
                 self._turn_elsewhere(error)
             except (BusError, redis.RedisError, OSError) as error:
                 self._wait_for_redis(error)
@@ -91,45 +76,12 @@ class Slot:
     def abandon(self) -> Command | None:
         """Let nothing come of its job any more; return what its waiters are to be told instead."""
         self.is_abandoned = True
-        held, unsent = self._claims.held(self), self._unsent
+        held, unsent = self.held, self._unsent
         if held is None or unsent is not None:
             return unsent
         return self._finish(*held, self.runner.lost(held[0].method))
 
     # -- the loop -----------------------------------------------------------------------------
-
-    def _serve_link(self) -> None:
-        """Serve over one connection until it breaks or the slot is to end."""
-        link = self._transport.checkout(place=self._post.service.base)
-        self.home = link.home
-        try:
-            link.set_timeout(READ_SECONDS)
-            link.send(pack(("CLIENT", "ID")))
-            client = link.read()
-            for reply in self._claims.send_late():
-                self._accepted(reply)
-            self._claims.give_back_strangers()
-            while self._goes_on() and not self._transport.is_astray(link):
-                self._step(link, client if isinstance(client, int) else None)
-        except BaseException as error:
-            link.close()
-            self._claims.answered(self)
-            if isinstance(error, redis.RedisError) and self._transport.is_astray(link, error):
-                raise _AstrayError(str(error)) from error
-            raise
-        self._transport.checkin(link)
-
-    def _turn_elsewhere(self, error: Exception) -> None:
-        """Go on where the keys are by now; while they move, that may be nowhere yet."""
-        if self._unsent is None:
-            self._claims.end(self)
-        logger.debug("worker %s: %s; it looks where its keys are", self._worker.id, error)
-        now = time.monotonic()
-        # Once at once: as a rule they have moved already.
-        self._astray = self._astray + 1 if now - self._turned < BACKOFF_SECONDS[-1] else 0
-        self._turned = now
-        if self._astray:
-            self._stopping.wait(BACKOFF_SECONDS[min(self._astray, MAX_ASTRAY) - 1])
 
     def _goes_on(self) -> bool:
         return not self._stopping.is_set() and self._quota.admits(self)
@@ -151,13 +103,7 @@ class Slot:
             woken, taken = link.read(), link.read()
         finally:
             self.waiting = None
-        if isinstance(woken, redis.ResponseError):
-            raise woken
-        if isinstance(taken, redis.exceptions.NoScriptError):
-            taken = self._transport.exchange(self._post.take(order))[0]
-        if isinstance(taken, redis.ResponseError):
-            raise taken
-        claim = self._post.parse_take(taken, order)
+        claim = self._read_claim(woken, taken, order)
         if claim is None:
             self._claims.answered(self)
         elif self._stopping.is_set() and not claim.foreign:
@@ -166,23 +112,15 @@ class Slot:
         else:
             self._handle(claim)
 
-    def _next_turn(self) -> tuple[list[Route], bytes]:
-        self._turns += 1
-        return self._post.turn(self._turns)
-
     def _handle(self, claim: Claim) -> None:
         """Run a claimed job; its outcome is left in ``_unsent``."""
-        try:
-            if claim.foreign:
-                raise ProtocolError(f"a queue entry that is no job: {claim.entry[:60]!r}")
-            job = parse_job(claim.entry)
-        except ProtocolError as error:
-            logger.error("%s: %s; it is put to the dead letters", claim.route.method, error)
-            self._claims.bury(claim.route, claim.entry, claimed=not claim.foreign)
-            self._claims.answered(self)
-            return
+        job = self._read_job(claim)
+        if job is not None:
+            self._claims.begin(self, claim.route, job)
+            self._run(claim, job)
+
+    def _run(self, claim: Claim, job: Job) -> None:
         self._began = time.perf_counter()
-        self._claims.begin(self, claim.route, job)
         if needs_admission(job, claim.now_ms):
             verdict = self._transport.exchange(self._post.admit(claim.route, job))[0]
             if verdict != b"run":
@@ -207,6 +145,9 @@ class Slot:
             result = self.runner.lost(method) if is_stopped else self.runner.broken(method, error)
         self._unsent = self._finish(claim.route, job, result)
 
+    def _is_abandoned(self) -> bool:
+        return self.is_abandoned
+
     def _finish(self, route: Route, job: Job, result: bytes) -> Command:
         return self._post.finish(
             route,
@@ -223,7 +164,7 @@ class Slot:
         is_alone = len(worker.slots) == 1
         return nested.Host(
             worker.id if is_alone else None,
-            self._post.service.base,
+            self._post.service.at(0),
             worker.methods,
             job.id,
             worker.expects_others,
@@ -234,7 +175,7 @@ class Slot:
 
         Redis does so above its ``proto-max-bulk-len``, with no other answer that is sure to arrive.
         """
-        held = self._claims.held(self)
+        held = self.held
         self._broken_links = self._broken_links + 1 if self._unsent else 0
         if self._unsent is None or held is None or self._broken_links < MAX_BROKEN_LINKS:
             return
@@ -246,24 +187,11 @@ class Slot:
         text = f"{method}: it ran, but Redis does not take its outcome of {size} bytes"
         self._unsent = self._finish(*held, outcome.encode_error(BusError(text), trace=""))
 
-    def _accepted(self, reply: Any) -> bool:
-        """Whether Redis took an outcome; if not, it is sent again by `_deliver`."""
-        if isinstance(reply, redis.exceptions.NoScriptError):
-            return False
-        if isinstance(reply, redis.ResponseError):
-            if not is_routing(reply):
-                said, where = refusal(reply), self._transport.address
-                logger.error("Redis at %s %s; the outcome is sent again", where, said)
-            return False
-        if reply == b"fenced" and not self.is_abandoned:
-            logger.warning("an outcome was not wanted: it was there already, or the job given away")
-        return True
-
     def _deliver(self) -> None:
         """Send the outcome that was not sent yet; `finish` may be sent twice."""
         end = time.monotonic() + LEASE_MS / 1000
         for turn in itertools.count():
-            unsent, held = self._unsent, self._claims.held(self)
+            unsent, held = self._unsent, self.held
             if unsent is None or held is None or self.is_abandoned:
                 self._unsent = None
                 self._claims.end(self)
@@ -279,45 +207,6 @@ class Slot:
                 else:
                     time.sleep(BACKOFF_SECONDS[min(turn, len(BACKOFF_SECONDS) - 1)])
 
-    def _wait_for_redis(self, error: Exception) -> None:
-        """Come back when Redis does; a worker is not restarted for that."""
-        worker = self._worker
+    def _let_go(self) -> None:
         if self._unsent is None:
             self._claims.end(self)  # it did not come to run: it is given back
-        # Of several slots, one says it for all.
-        level = logging.DEBUG if worker.away else logging.WARNING
-        said = error if isinstance(error, BusError) else self._transport.lost(error)
-        logger.log(level, "worker %s: %s; it tries again until it can serve on", worker.id, said)
-        worker.away.add(self)
-        try:
-            for seconds in itertools.chain(BACKOFF_SECONDS, itertools.repeat(BACKOFF_SECONDS[-1])):
-                if self._stopping.wait(seconds):
-                    return
-                try:
-                    self._transport.exchange(("PING",), place=self._post.service.base)
-                    worker.publish()
-                except BusError:
-                    continue
-                break
-        finally:
-            worker.away.discard(self)
-        level = logging.DEBUG if worker.away else logging.INFO
-        address = self._transport.address
-        logger.log(level, "worker %s: Redis is back at %s; it serves on", worker.id, address)
-
-
-def unblock(slots: Iterable[Slot]) -> None:
-    """Have slots that wait for a job look around; where that cannot be, they do with their slice.
-
-    One that is about to wait is not held back from that.
-    """
-    commands: dict[NodeTransport, list[Command]] = {}
-    for slot in slots:
-        client, home = slot.waiting, slot.home
-        if client is not None and home is not None:
-            commands.setdefault(home, []).append(("CLIENT", "UNBLOCK", client))
-    for home, some in commands.items():
-        try:
-            home.ask(*some, timeout=LEAVE_SECONDS)
-        except BusError as error:
-            logger.debug("a wait cannot be ended: %s", error)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +14,7 @@ from .deadline import check_seconds
 from .descriptor import Descriptor
 from .entries import MAX_ATTEMPTS
 from .errors import BusError, ProtocolError, SerializationError
-from .protocol import Route, Service, check_method_name, check_prefix
+from .protocol import Route, Service, check_method_name, check_prefix, partition_of
 
 _SHOWN_CHARACTERS = 80
 Args = tuple[object, ...]
@@ -47,14 +49,28 @@ class Target:
         idempotent = descriptor.idempotent
         self.may_run_twice = self.key is not None if idempotent is None else idempotent
         keep_ms = max(1, round(descriptor.result_expire * 1000))
+        partitions, limit = descriptor.partitions, descriptor.max_queue
+        # A partition's share: what waits in the others is not known there.
+        self.max_queue = None if limit is None else -(-limit // partitions)
         self.route = Route(
             service,
             descriptor.name,
             self.etag,
-            max_queue=descriptor.max_queue,
+            max_queue=self.max_queue,
             keep_ms=keep_ms,
             tries=MAX_ATTEMPTS if self.may_run_twice else 1,
         )
+        self.routes = self.route.spread(partitions)
+        # Callers that make one call each are to be spread, too. `next` is safe in threads.
+        self._turns = itertools.count(random.randrange(partitions))
+
+    def route_for(self, key: bytes | None) -> Route:
+        """Return the way of a call: by its cache key, or the next one, to spread them evenly."""
+        partitions = len(self.routes)
+        if partitions == 1:
+            return self.route
+        turn = next(self._turns) if key is None else partition_of(key, partitions)
+        return self.routes[turn % partitions]
 
     def _compile_key(self) -> cache_key.CacheKey | None:
         template = self.descriptor.cache_key

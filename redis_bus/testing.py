@@ -188,7 +188,7 @@ class _Background:
     def _wait_until_alive(self, name: str) -> None:
         worker, _ = self._running[name]
         end = time.monotonic() + START_SECONDS
-        while not self._core.transport.ask(worker.post.routes[0].state("", 0))[0][0]:
+        while not self._core.transport.ask(worker.lanes[0].post.routes[0].state("", 0))[0][0]:
             if self._failures:
                 raise self._failures.pop()
             if time.monotonic() > end:

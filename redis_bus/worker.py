@@ -11,23 +11,28 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import redis
 
+from .asker import LEAVE_SECONDS, Asker, Lane, unblock
 from .claims import Claims
+from .dispatch import Dispatch
 from .errors import BusError
+from .fetcher import LOOK_SECONDS, Fetcher, SharedSlot
 from .heart import Heart
 from .loop import Loop, LoopHere, LoopThread
+from .partitions import count_partitions
 from .protocol import Post
 from .quota import Quota
 from .registration import Registration
 from .runner import Runner
-from .slot import LEAVE_SECONDS, Slot
+from .slot import Slot
 from .stop_flag import StopFlag
 from .target import Target
+from .transport import READ_SECONDS
 
 if TYPE_CHECKING:
     from .core import Core
@@ -35,9 +40,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Where the system gives a signal to another thread than the main one, that looks for it so often.
-LOOK_SECONDS = 0.5
-
 
 # Whether this context imports a module whose bus is to be served by the one who imports it.
 _imports = contextvars.ContextVar("redis_bus_imports", default=False)
@@ -81,10 +83,8 @@ class Worker:
         self.core = core
         self.id = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
         self.registrations = [registration for registration, _ in served]
-        targets = [target for _, target in served]
-        service = targets[0].route.service
-        self.post = Post(service, self.id, [target.route for target in targets])
-        self.claims = Claims(self.post, core.transport)
+        self._targets = targets = [target for _, target in served]
+        self.service = targets[0].route.service
         # Workers whose place this one takes, of which its supervisor knows that they are dead.
         self.succeeds: tuple[str, ...] = ()
         # Whether jobs run in threads of their own even one at a time: a second signal leaves them.
@@ -95,12 +95,16 @@ class Worker:
         self.stopping = StopFlag()
         self.loop: Loop = LoopHere() if concurrency == 1 else LoopThread()
         self.quota = Quota(max_jobs)
-        # The slots that wait for Redis to come back.
-        self.away: set[Slot] = set()
-        self.slots = [
-            Slot(self, Runner(served, self.loop, core.middleware, debug=debug), number)
-            for number in range(concurrency)
+        # Who waits for Redis to come back.
+        self.away: set[Asker] = set()
+        self._runners = [
+            Runner(served, self.loop, core.middleware, debug=debug) for _ in range(concurrency)
         ]
+        self.lanes: list[Lane] = []
+        self.slots: list[Slot] = []
+        self._dispatch = Dispatch(self.stopping)
+        self._fetchers: list[Fetcher] = []
+        self._set_up(len(targets[0].routes))
         self._heart = Heart(self, targets, self.stopping)
         self._signals = 0
         self._pid = os.getpid()
@@ -108,13 +112,29 @@ class Worker:
         self._news: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
         self._failures: list[BaseException] = []
 
+    def _set_up(self, partitions: int) -> None:
+        """Make ready for so many partitions. With one, each slot waits for its jobs itself."""
+        self.lanes = []
+        for part, routes in enumerate(
+            zip(*(target.route.spread(partitions) for target in self._targets), strict=True)
+        ):
+            post = Post(self.service.at(part), self.id, routes)
+            self.lanes.append(Lane(post, Claims(post, self.core.transport)))
+        runners, lanes = list(enumerate(self._runners)), self.lanes
+        if partitions == 1:
+            self.slots = [Slot(self, lanes[0], runner, number) for number, runner in runners]
+            return
+        dispatch = self._dispatch
+        self.slots = [SharedSlot(self, lanes, one, number, dispatch) for number, one in runners]
+        self._fetchers = [Fetcher(self, lane, dispatch, n) for n, lane in enumerate(lanes)]
+
     # -- the two ways to serve ----------------------------------------------------------------
 
     def serve(self) -> None:
         """Run jobs until `stop`, a signal, or ``max_jobs`` of them. See `Bus.serve`."""
         _refuse_at_import()
-        self.publish()
-        with self._listening(), self._alive():
+        self._begin()
+        with self._listening(), self._alive(), self._fetching():
             logger.info("worker %s serves %s", self.id, ", ".join(sorted(self.methods)))
             if len(self.slots) == 1 and not self.is_apart:
                 self.slots[0].serve()
@@ -125,10 +145,12 @@ class Worker:
     def serve_once(self) -> int:
         """Run the jobs that wait now, one after the other, and return how many there were."""
         _refuse_at_import()
-        self.publish()
+        self._begin()
         with self._listening(), self._alive():
-            queues = (("LLEN", route.queue) for route in self.post.routes)
-            queued, done = sum(self.core.transport.ask(*queues)), 0
+            queued = done = 0
+            for post, _ in self.lanes:
+                queues = (("LLEN", route.queue) for route in post.routes)
+                queued += sum(self.core.transport.ask(*queues))
             while done < queued and not self.stopping.is_set() and self.slots[0].serve_next():
                 done += 1
         return done
@@ -152,7 +174,7 @@ class Worker:
 
     def running(self) -> list[str]:
         """Return the methods that run now, one for each job."""
-        held = [self.claims.held(slot) for slot in self.slots if slot.runner.is_running]
+        held = [slot.held for slot in self.slots if slot.runner.is_running]
         return [claim[0].method for claim in held if claim is not None]
 
     @property
@@ -184,12 +206,16 @@ class Worker:
 
     def _serve_slot(self, slot: Slot) -> None:
         try:
-            slot.serve()
+            self._keep_failure(slot.serve)
+        finally:
+            self._news.put(slot)
+
+    def _keep_failure(self, serve: Callable[[], None]) -> None:
+        try:
+            serve()
         except BaseException as error:  # noqa: BLE001 - it is raised in the thread that serves
             self._failures.append(error)
             self.stop()
-        finally:
-            self._news.put(slot)
 
     def _next_news(self, seconds: float) -> Slot | None:
         try:
@@ -204,22 +230,59 @@ class Worker:
         """
         lost = [finish for finish in [slot.abandon() for slot in threads] if finish is not None]
         self.loop.cancel()
-        try:
-            if lost:
-                self.core.transport.exchange(*lost, timeout=LEAVE_SECONDS)
-        except BusError as error:
+        replies = self.core.transport.exchange_each(*lost, timeout=LEAVE_SECONDS) if lost else []
+        for error in [reply for reply in replies if isinstance(reply, BusError)][:1]:
             # Their callers learn it when the lease has ended.
             logger.warning("worker %s: cannot say which jobs are lost: %s", self.id, error)
         # Slots without a job are about to end.
         end = time.monotonic() + LEAVE_SECONDS
-        while any(self.claims.held(slot) is None for slot in threads):
+        while any(slot.held is None for slot in threads):
             ended = self._next_news(max(0.0, end - time.monotonic()))
             if ended is not None:
                 threads.pop(ended).join()
             elif time.monotonic() >= end:
                 break
 
+    # -- several partitions -------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _fetching(self) -> Iterator[None]:
+        """Have the jobs of each partition fetched within the block, where there are several."""
+        threads = [
+            threading.Thread(
+                target=self._keep_failure, args=(one.serve,), name="redis_bus fetcher", daemon=True
+            )
+            for one in self._fetchers
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            if threads:
+                self.stop()
+            end = time.monotonic() + (LEAVE_SECONDS if self.was_told_twice else READ_SECONDS)
+            for thread in threads:
+                thread.join(max(0.0, end - time.monotonic()))
+        if self._failures:
+            raise self._failures[0]
+
+    def look_around(self) -> None:
+        """Have all who wait for a job see that the worker is to stop."""
+        unblock(self._fetchers or self.slots)
+        self._dispatch.wake()
+
     # -- staying alive, and stopping ----------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Publish, and make ready for all partitions that the service has, or once had.
+
+        What is queued in those that it has no longer is to be run, too.
+        """
+        self.publish()
+        partitions = self.core.drive(count_partitions(self.service, len(self.lanes)))
+        if partitions != len(self.lanes):
+            self._set_up(partitions)
 
     def publish(self) -> None:
         """Publish the methods; where memory is full, the heart does that once there is room."""

@@ -700,18 +700,27 @@ class CacheMachine(RuleBasedStateMachine):
             self.check(4, status == had, f"{slot.value!r} was there, {status!r}")
             slot.value, slot.leader, slot.floor = None, None, self.now
 
-    @rule(method=methods, registration=st.sampled_from([None, None, *range(len(REGISTRATIONS))]))
-    def clear_all_or_publish(self, method: str, registration: int | None) -> None:
+    @rule(
+        method=methods,
+        registration=st.sampled_from([None, None, *range(len(REGISTRATIONS))]),
+        outdated=rarely,
+    )
+    def clear_all_or_publish(self, method: str, registration: int | None, outdated: bool) -> None:
         if registration is None:
-            self.clear_all(method)
+            self.clear_all(method, outdated)
         else:
             self.publish(method, registration)
 
-    def clear_all(self, method: str) -> None:
-        generation = self.send(*self.route(method).clear_all())
-        if self.methods[method].registration is None:
+    def clear_all(self, method: str, outdated: bool) -> None:
+        known = self.methods[method].registration
+        registration = ((known or 0) + outdated) % len(REGISTRATIONS)
+        generation = self.send(*self.routes[method, registration, 1].clear_all())
+        if known is None:
             self.check(7, generation is None, generation)
+        elif outdated:
+            self.check(7, generation == b"stale", f"a clear of all with an old etag: {generation}")
         else:
+            self.check(4, generation != b"stale", f"{generation} of the current etag")
             self.begin_anew(method)
 
     def publish(self, method: str, registration: int) -> None:

@@ -246,6 +246,13 @@ MUTANTS = [
         4,
     ),
     Mutant(
+        "clear_all does not look who is published",
+        "clear_all",
+        "if etag ~= own then",
+        "if false then",
+        7,
+    ),
+    Mutant(
         "publish keeps the generation of another shape",
         "publish",
         "if known_shape ~= shape then",

@@ -188,13 +188,14 @@ def test_a_lease_is_ended_and_what_it_held_is_given_away(
 ) -> None:
     worker = worker_of(url=some.url)
     worker.publish()
-    worker._heart._beat()
-    assert worker.core.transport.ask(("ZSCORE", worker.post.service.workers, worker.id))[0]
+    lane = worker.lanes[0]
+    worker._heart._beat(lane)
+    assert worker.core.transport.ask(("ZSCORE", worker.service.workers, worker.id))[0]
     lease = lease_of(worker)
     assert lease is not None
     end_lease(lease, PATIENCE_SECONDS)
-    assert some_bus.conn.exists(worker.post.service.workers) == 0
-    assert some_bus.conn.exists(worker.post.routes[0].serving) == 0
+    assert some_bus.conn.exists(worker.service.workers) == 0
+    assert some_bus.conn.exists(lane.post.routes[0].serving) == 0
 
 
 @pytest.mark.parametrize(
@@ -213,12 +214,12 @@ def test_a_client_of_the_users_is_told_as_arguments_that_lead_to_the_same(
     worker = worker_of(conn=client)
     lease = lease_of(worker)
     assert lease is not None
-    transport = Bus(**lease["bus"])._core.transport.endpoint
-    mine = worker.core.transport.endpoint
-    assert transport.connection_class is mine.connection_class
+    transport: Any = Bus(**lease["bus"])._core.transport
+    theirs, mine = transport.endpoint, worker.core.transport.endpoint
+    assert theirs.connection_class is mine.connection_class
     names = ("host", "port", "path", "db", "username", "password", "ssl_ca_certs", "ssl_cert_reqs")
     for name in names:
-        assert transport.settings.get(name) == mine.settings.get(name)
+        assert theirs.settings.get(name) == mine.settings.get(name)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,8 @@ def test_what_cannot_be_written_down_is_not_told(arguments: dict[str, Any], work
 
 
 def lease_at(url: str) -> dict[str, Any]:
-    return {"worker": "w", "service": "", "methods": ["m"], "bus": {"name": "b", "url": url}}
+    bus = {"name": "b", "url": url}
+    return {"worker": "w", "service": "", "partitions": 1, "methods": ["m"], "bus": bus}
 
 
 def test_a_redis_that_is_away_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:

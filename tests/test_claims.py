@@ -36,25 +36,25 @@ def other(worker: Worker) -> Slot:
 
 def take(worker: Worker, slot: Slot) -> Claim:
     """Have a slot ask for a job, and Redis claim one; its reply is on its way."""
-    worker.claims.ask(slot)
-    order = worker.post.routes
-    reply = worker.core.transport.exchange(worker.post.take(order))[0]
-    claim = worker.post.parse_take(reply, order)
+    worker.lanes[0].claims.ask(slot)
+    order = worker.lanes[0].post.routes
+    reply = worker.core.transport.exchange(worker.lanes[0].post.take(order))[0]
+    claim = worker.lanes[0].post.parse_take(reply, order)
     assert claim is not None
     return claim
 
 
 def held(worker: Worker) -> list[bytes]:
-    found: list[bytes] = worker.core.transport.ask(("HKEYS", worker.post.running))[0]
+    found: list[bytes] = worker.core.transport.ask(("HKEYS", worker.lanes[0].post.running))[0]
     return found
 
 
 def begin(worker: Worker, slot: Slot, claim: Claim) -> None:
-    worker.claims.begin(slot, claim.route, parse_job(claim.entry))
+    worker.lanes[0].claims.begin(slot, claim.route, parse_job(claim.entry))
 
 
 def beat(worker: Worker) -> None:
-    worker.claims.give_back_lost(held(worker))
+    worker.lanes[0].claims.give_back_lost(held(worker))
 
 
 def test_a_claim_is_not_given_back_while_it_may_be_on_its_way(
@@ -63,7 +63,7 @@ def test_a_claim_is_not_given_back_while_it_may_be_on_its_way(
     claim = take(worker, slot)
     for _ in range(3):
         beat(worker)
-        worker.claims.give_back_strangers()
+        worker.lanes[0].claims.give_back_strangers()
     assert (client.llen(QUEUE), len(held(worker))) == (0, 1)
     begin(worker, slot, claim)
     beat(worker)
@@ -74,8 +74,8 @@ def test_a_claim_whose_reply_was_lost_is_given_back(
     worker: Worker, slot: Slot, client: redis.Redis
 ) -> None:
     take(worker, slot)
-    worker.claims.answered(slot)  # its connection broke
-    worker.claims.give_back_strangers()
+    worker.lanes[0].claims.answered(slot)  # its connection broke
+    worker.lanes[0].claims.give_back_strangers()
     assert (client.llen(QUEUE), held(worker)) == (1, [])
     begin(worker, slot, take(worker, slot))
 
@@ -84,12 +84,12 @@ def test_a_claim_that_another_slot_may_be_about_to_hear_of_waits_for_that_slot(
     worker: Worker, slot: Slot, other: Slot, client: redis.Redis
 ) -> None:
     take(worker, slot)
-    worker.claims.ask(other)
-    worker.claims.answered(slot)
+    worker.lanes[0].claims.ask(other)
+    worker.lanes[0].claims.answered(slot)
     beat(worker)
     assert client.llen(QUEUE) == 0
-    worker.claims.answered(other)  # nothing for it
-    worker.claims.settle()
+    worker.lanes[0].claims.answered(other)  # nothing for it
+    worker.lanes[0].claims.settle()
     assert (client.llen(QUEUE), held(worker)) == (1, [])
 
 
@@ -97,21 +97,21 @@ def test_what_a_slot_begins_is_in_no_doubt_any_more(
     worker: Worker, slot: Slot, other: Slot, client: redis.Redis
 ) -> None:
     claim = take(worker, slot)
-    worker.claims.ask(other)
+    worker.lanes[0].claims.ask(other)
     beat(worker)
-    assert worker.claims.in_doubt() == {slot, other}
+    assert worker.lanes[0].claims.in_doubt() == {slot, other}
     begin(worker, slot, claim)
-    worker.claims.answered(other)
-    worker.claims.settle()
+    worker.lanes[0].claims.answered(other)
+    worker.lanes[0].claims.settle()
     assert (client.llen(QUEUE), len(held(worker))) == (0, 1)
-    assert worker.claims.in_doubt() == set()
+    assert worker.lanes[0].claims.in_doubt() == set()
 
 
 def test_a_job_that_runs_is_not_given_back(worker: Worker, slot: Slot, client: redis.Redis) -> None:
     begin(worker, slot, take(worker, slot))
     for _ in range(3):
         beat(worker)
-        worker.claims.give_back_strangers()
+        worker.lanes[0].claims.give_back_strangers()
     assert (client.llen(QUEUE), len(held(worker))) == (0, 1)
 
 
@@ -120,17 +120,17 @@ def test_a_job_whose_outcome_is_late_is_not_given_back(
 ) -> None:
     claim = take(worker, slot)
     begin(worker, slot, claim)
-    worker.claims.keep_late(parse_job(claim.entry).id, ("PING",))
-    worker.claims.end(slot)
-    worker.claims.give_back_strangers()
+    worker.lanes[0].claims.keep_late(parse_job(claim.entry).id, ("PING",))
+    worker.lanes[0].claims.end(slot)
+    worker.lanes[0].claims.give_back_strangers()
     assert (client.llen(QUEUE), len(held(worker))) == (0, 1)
-    assert list(worker.claims.send_late()) == [b"PONG"]
-    worker.claims.give_back_strangers()
+    assert list(worker.lanes[0].claims.send_late()) == [b"PONG"]
+    worker.lanes[0].claims.give_back_strangers()
     assert (client.llen(QUEUE), held(worker)) == (1, [])
 
 
 def test_bytes_that_are_no_job_are_deleted(worker: Worker, client: redis.Redis) -> None:
-    client.hset(worker.post.running, mapping={b"\xff": b"\xfe", b"job": b"none"})
-    worker.claims.give_back_strangers()
+    client.hset(worker.lanes[0].post.running, mapping={b"\xff": b"\xfe", b"job": b"none"})
+    worker.lanes[0].claims.give_back_strangers()
     assert held(worker) == []
     assert client.llen(QUEUE) == 1

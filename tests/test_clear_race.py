@@ -14,7 +14,7 @@ import sys
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from itertools import accumulate, cycle
 from pathlib import Path
 
 import pytest
@@ -97,14 +97,27 @@ def stored_by(calls: Sequence[Call]) -> dict[str, int]:
 # -- the race -----------------------------------------------------------------------------------
 
 
-def run_race(processes: Processes, seconds: float, *, forgets: float = 0.0) -> list[Call | Clear]:
-    """Let the processes race, with workers that come and go, and return what they noted."""
+def run_race(
+    processes: Processes,
+    seconds: float,
+    *,
+    forgets: float = 0.0,
+    partitions: Sequence[int] = (1,),
+) -> list[Call | Clear]:
+    """Let the processes race, with workers that come and go, and return what they noted.
+
+    Each worker publishes another number of ``partitions``, in turn.
+    """
+    numbers = cycle(partitions)
 
     def start(role: str, *args: str) -> subprocess.Popen[str]:
         program = [sys.executable, "-m", race.__name__, role, *args]
         return processes.start(*program, cwd=ROOT)
 
-    serving = [start("worker") for _ in range(WORKERS)]
+    def start_worker() -> subprocess.Popen[str]:
+        return start("worker", "--partitions", str(next(numbers)))
+
+    serving = [start_worker() for _ in range(WORKERS)]
     with Bus(BUS, url=processes.url) as bus:
         eventually(lambda: all(workers(bus, name) == WORKERS for name in METHODS))
     logs: list[Path] = []
@@ -113,16 +126,16 @@ def run_race(processes: Processes, seconds: float, *, forgets: float = 0.0) -> l
         logs.append(processes.folder / f"{role}-{len(logs)}")
         options = ["--seconds", str(seconds), "--log", str(logs[-1])]
         racing.append(start(role, *options, "--forgets", str(forgets)))
-    while any(process.poll() is None for process in racing):
-        serving.append(start("worker"))
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            racing[0].wait(RESTART_SECONDS)
-        end(serving.pop(0))
+    with Bus(BUS, url=processes.url) as bus:
+        while any(process.poll() is None for process in racing):
+            serving.append(start_worker())
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                racing[0].wait(RESTART_SECONDS)
+            # It handles signals once it counts as alive.
+            eventually(lambda: all(workers(bus, name) == len(serving) for name in METHODS))
+            end(serving.pop(0))
     for process in racing:
         end(process, None)
-    with Bus(BUS, url=processes.url) as bus:
-        # The last one may just begin: it handles signals once it counts as alive.
-        eventually(lambda: all(workers(bus, name) == len(serving) for name in METHODS))
     for process in serving:
         end(process)
     return [event for log in logs for event in read_log(log)]

@@ -103,6 +103,7 @@ def test_ls_as_json_is_a_list_of_objects(served: Bus, processes: Processes) -> N
             "doc": "Return a + b.",
             "workers": 1,
             "queued": 0,
+            "partitions": 1,
         }
     ]
 

@@ -284,7 +284,7 @@ def test_a_worker_is_one_worker_however_many_jobs_it_runs(bus: Bus, client: redi
         for flight in flights:
             client.pexpire(flight, 15_000)
         [worker] = bus._workers
-        worker._heart._beat()
+        worker._heart._beat(worker.lanes[0])
         assert all(client.pttl(flight) > 15_000 for flight in flights)
         go.set()
         assert [result.get(WAIT_SECONDS) for result in results] == list(range(MANY))
@@ -826,8 +826,10 @@ def test_a_claim_is_given_back_once_it_is_on_its_way_to_nobody(
     jobs = [bus.method.run() for _ in range(2)]
     route = bus._core.first_target("method").route
     worker, transport = bus._make_worker(None), bus._core.transport
-    post, claims = worker.post, worker.claims
-    first, second = (Slot(worker, worker.slots[0].runner, number) for number in range(2))
+    post, claims = worker.lanes[0]
+    first, second = (
+        Slot(worker, worker.lanes[0], worker.slots[0].runner, number) for number in range(2)
+    )
     for slot in (first, second):
         claims.ask(slot)
     taken = [post.parse_take(transport.exchange(post.take([route]))[0], [route]) for _ in jobs]

@@ -530,9 +530,9 @@ def cut_after(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
             self._link.read()
             raise redis.ConnectionError("cut")
 
-    def checkout(self: NodeTransport, timeout: float = 1.0) -> Any:
-        link = real(self, timeout)
-        if self is transport and armed[0]:
+    def checkout(self: NodeTransport, timeout: float = 1.0, place: str | None = None) -> Any:
+        link = real(self, timeout, place)
+        if self is transport and armed[0] and place is None:  # the others are a worker's
             armed[0] = False
             return Deaf(link)
         return link

@@ -121,6 +121,18 @@ def test_its_caller_and_the_library_share_cached_values(bus: Bus, caller: Any) -
         assert len(runs) == 3
 
 
+def test_its_caller_and_the_library_find_the_same_partitions(url: str, caller: Any) -> None:
+    runs: list[int] = []
+    with Bus("test", url=url, partitions=3) as bus:
+        bus.register("keyed", cache_key="{a}")(lambda a: runs.append(a) or a)
+        bus.register("plain")(lambda a: a)
+        with serving(bus):
+            assert [caller.call("keyed", a) for a in range(12)] == list(range(12))
+            assert [bus.keyed(a) for a in range(12)] == list(range(12))
+            assert runs == list(range(12))
+            assert [caller.call("plain", a) for a in range(12)] == list(range(12))
+
+
 def test_a_key_that_its_caller_cannot_render_is_called_without_one(bus: Bus, caller: Any) -> None:
     runs: list[object] = []
 
@@ -211,7 +223,7 @@ def test_its_caller_follows_a_new_registration(bus: Bus, caller: Any, url: str) 
             return f"new {a}"
 
         with serving(newer):
-            assert caller.attempt(*old, (1,), time.monotonic() + PATIENCE_SECONDS) is None
+            assert caller.attempt(old, (1,), time.monotonic() + PATIENCE_SECONDS) is None
             assert caller.call("price", 1) == "new 1"
 
 

@@ -105,6 +105,14 @@ class Driver:
     def publish(self, method: str = "m", etag: str = ETAG, shape: str = SHAPE) -> Any:
         return self.send(*self.service.publish(method, etag, shape))
 
+    def shut(
+        self, etag: str = ETAG, shape: str = SHAPE, *, part: int = 0, span: int = 2, **ballot: bytes
+    ) -> Any:
+        return self.send(*self.service.at(part).shut("m", etag, shape, span, **ballot))
+
+    def open(self, ballot: bytes, etag: str = ETAG, *, part: int = 0) -> Any:
+        return self.send(*self.service.at(part).open("m", etag, ballot))
+
     def call(
         self,
         method: str = "m",

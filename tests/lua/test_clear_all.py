@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from tests.lua.driver import ETAG, FOREIGN, SHAPE, VALUE, Driver
+from tests.lua.driver import ETAG, FOREIGN, OTHER_ETAG, SHAPE, VALUE, Driver
 
 FUTURE = "9000000000000000"
 
@@ -24,6 +24,12 @@ def test_a_registry_of_another_type_is_refused_by_redis(bare: Driver) -> None:
 def test_a_method_that_is_not_published_has_nothing_to_clear(bare: Driver) -> None:
     assert bare.clear_all() is None
     assert bare.all_keys() == set()
+
+
+def test_who_knows_another_registration_clears_nothing(lua: Driver) -> None:
+    lua.fill(b"k")
+    assert lua.send(*lua.route(etag=OTHER_ETAG).clear_all()) == b"stale"
+    assert lua.call(key=b"k")[0] == b"hit"
 
 
 def test_every_value_is_forgotten_and_none_is_touched(lua: Driver) -> None:

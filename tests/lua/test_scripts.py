@@ -20,7 +20,8 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.lua"))
 SHARED = sorted(path.stem for path in (FOLDER / "lib").glob("*.lua"))
 STEPS = [
     *("admit", "beat", "bury", "call", "cancel", "claims", "clear", "clear_all", "discard"),
-    *("finish", "listen", "publish", "reclaim", "release", "retry", "state", "sweep", "take"),
+    *("finish", "listen", "open", "publish", "reclaim", "release", "retry", "shut", "state"),
+    *("sweep", "take"),
 ]
 MOST_LINES = 80
 MOST_COLUMNS = 100
@@ -235,6 +236,10 @@ def one_of_each(lua: Driver) -> Iterator[str]:
     lua.clear_all()
     lua.publish(shape=OTHER_SHAPE)
     yield "clear_all"
+    ballot, _ = lua.shut()
+    yield "shut"
+    lua.open(ballot)
+    yield "open"
 
 
 def test_a_script_touches_no_key_that_it_does_not_declare(lua: Driver) -> None:

@@ -153,9 +153,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0)
     parser.add_argument("--forgets", type=float, default=0)
     parser.add_argument("--log", type=Path)
+    parser.add_argument("--partitions", type=int, default=1)
     args = parser.parse_args()
     client = redis.Redis.from_url(os.environ["REDIS_BUS_URL"])
-    bus = Bus(BUS, timeout=60)
+    bus = Bus(BUS, timeout=60, partitions=args.partitions)
     if args.role == "worker":
         register(bus, client)
         bus.serve()
