@@ -76,7 +76,7 @@ class AsyncTransport(LoopBound):
             if turn == 0:
                 await self.load_scripts(timeout)
             else:  # somebody flushes them at once: what is needed goes along
-                load = (_load_of(commands[len(replies)]),)
+                load = (scripts.loading(str(commands[len(replies)][1])),)
         raise self._base.forgets()
 
     async def converse(
@@ -131,7 +131,8 @@ class AsyncTransport(LoopBound):
             if future.exception() is not None:
                 self._forget_later(command)
             elif isinstance(future.result()[0], lacks):
-                link.exchange((_load_of(command), command)).add_done_callback(ignore)
+                load = scripts.loading(str(command[1]))
+                link.exchange((load, command)).add_done_callback(ignore)
 
         link.exchange((command,)).add_done_callback(again)
 
@@ -269,9 +270,3 @@ async def _persist(work: Callable[[], Awaitable[T]]) -> T:
         if is_undone(error):
             raise
     return await work()
-
-
-def _load_of(command: Command) -> Command:
-    """Return what loads the script that a command calls."""
-    known = {script.sha: script.source for script in scripts.load().values()}
-    return ("SCRIPT", "LOAD", known[str(command[1])])

@@ -58,6 +58,11 @@ def load() -> dict[str, Script]:
     return {name[:-4]: read(name[:-4]) for name in names if name.endswith(".lua")}
 
 
+def loading(sha: str) -> tuple[str, str, str]:
+    """Return the command that loads the script of that SHA1."""
+    return ("SCRIPT", "LOAD", next(s.source for s in load().values() if s.sha == sha))
+
+
 def write_joined(folder: str) -> None:
     """Write each script, as Redis gets it, to a file of its name."""
     Path(folder).mkdir(parents=True, exist_ok=True)

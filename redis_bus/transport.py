@@ -197,15 +197,20 @@ class NodeTransport:
         self, *commands: Command, timeout: float = READ_SECONDS, place: str | None = None
     ) -> list[Any]:
         replies: list[Any] = []
+        load: tuple[Command, ...] = ()
         end = time.monotonic() + timeout
-        for _ in range(LOAD_TRIES):
-            more, failure = self.converse(commands[len(replies) :], _left(end, timeout))
-            replies += more
+        for turn in range(LOAD_TRIES):
+            rest = commands[len(replies) :]
+            more, failure = self.converse((*load, *rest), _left(end, timeout))
+            replies += more[len(load) :]
             if failure is None:
                 return replies
             if not isinstance(failure, redis.exceptions.NoScriptError):
                 raise self.refused(failure)
-            self.load_scripts(_left(end, timeout))
+            if turn == 0:
+                self.load_scripts(_left(end, timeout))
+            else:  # somebody flushes them at once: what is needed goes along
+                load = (scripts.loading(str(commands[len(replies)][1])),)
         raise self.forgets()
 
     def converse(

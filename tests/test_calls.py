@@ -281,8 +281,9 @@ def test_a_timeout_of_a_job_that_runs_says_that_it_was_taken(bus: Bus) -> None:
 def test_a_job_whose_caller_gave_up_is_not_run(bus: Bus) -> None:
     ran: list[int] = []
     bus.register("method")(ran.append)
+    bus.serve_once()
     with pytest.raises(NoWorkers):
-        bus.method.options(timeout=0.05)(1)
+        bus.method.options(timeout=0.5)(1)
     bus.method.run(2)
     with serving(bus):
         bus.method(3)

@@ -159,7 +159,7 @@ def test_an_argument_over_the_limit_is_an_error_before_anything_is_sent(
         # The error names the argument where one alone is over the limit.
         with pytest.raises(SerializationError, match="cannot encode argument value: 167772"):
             bus.measure("v" * MAX_BYTES)
-        assert set(client.scan_iter("*")) == keys
+        assert not set(client.scan_iter("*")) - keys  # some have expired
         with serving(bus):
             assert bus.measure("v") == 1
 
