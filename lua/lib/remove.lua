@@ -1,7 +1,8 @@
 -- Remove a job from its queue, wherever it waits; `enqueued`: when that was, in ms, if it is known.
 -- Entries are in the order of that, but for those that were put back, which are at the head.
--- Returns whether it was found; one among very many that are in no order may not be.
-local MOST = 1000
+-- Returns whether it was removed: not one among very many that are in no order, nor one so deep in a
+-- long queue that Redis would stand still for it.
+local MOST, DEEPEST = 1000, 20000
 local function remove(queue, job, enqueued)
   local length = redis.pcall('LLEN', queue)
   if type(length) ~= 'number' then
@@ -13,6 +14,9 @@ local function remove(queue, job, enqueued)
     return found, tonumber(since)
   end
   local function take_out(index)
+    if math.min(index, length - index) > DEEPEST then
+      return false
+    end
     redis.call('LSET', queue, index, job)
     redis.call('LREM', queue, index < length / 2 and 1 or -1, job)
     return true

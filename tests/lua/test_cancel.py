@@ -280,3 +280,17 @@ def test_the_note_that_it_is_to_be_passed_over_does_not_stay_for_ever(lua: Drive
     lua.cancel(job)
     assert lua.client.hvals(lua.route().pending) == [b"-"]
     assert 0 < lua.client.pttl(lua.route().pending) <= 60_000
+
+
+def test_one_that_is_deep_in_a_very_long_queue_is_passed_over(lua: Driver) -> None:
+    job = lua.queued(mode=Mode.RUN)
+    queue = lua.route().queue
+    entry = lua.client.lindex(queue, 0)
+    assert entry is not None
+    since = entry.split(b" ")[4]
+    earlier, later = (b"%d" % (int(since) + step) for step in (-1, 1))
+    for push, when in ((lua.client.lpush, earlier), (lua.client.rpush, later)):
+        push(queue, *[entry.replace(job.encode(), b"other").replace(since, when)] * 20_001)
+    assert lua.cancel(job) == b"cancelled"
+    assert lua.length() == 40_003
+    assert lua.pending()[job] == b"-"
