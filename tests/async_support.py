@@ -55,7 +55,7 @@ def run(
 @contextlib.asynccontextmanager
 async def calling(url: str, **settings: Any) -> AsyncIterator[AsyncBus]:
     """Give an AsyncBus; fail where something still waits on it when it is closed."""
-    async with AsyncBus("test", **{"url": url, "timeout": 20, **settings}) as bus:
+    async with AsyncBus(**{"name": "test", "url": url, "timeout": 20, **settings}) as bus:
         yield bus
         await nothing_waits(bus)
 

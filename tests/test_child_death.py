@@ -183,19 +183,22 @@ def worker_of() -> Iterator[Any]:
         bus.close()
 
 
-def test_a_lease_is_ended_and_what_it_held_is_given_away(
-    some_bus: Bus, some: Processes, worker_of: Any
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_a_lease_is_ended_in_all_partitions(
+    some_bus: Bus, some: Processes, worker_of: Any, partitions: int
 ) -> None:
-    worker = worker_of(url=some.url)
+    worker = worker_of(url=some.url, partitions=partitions)
     worker.publish()
-    lane = worker.lanes[0]
-    worker._heart._beat(lane)
-    assert worker.core.transport.ask(("ZSCORE", worker.service.workers, worker.id))[0]
-    lease = lease_of(worker)
+    for lane in worker.lanes:
+        worker._heart._beat(lane)
+    posts = [lane.post for lane in worker.lanes]
+    keys = [key for post in posts for key in (post.service.workers, post.routes[0].serving)]
+    assert some_bus.conn.exists(*keys) == 2 * partitions
+    # Who was started with fewer serves those that there were once, too.
+    lease = lease_of(worker_of(url=some.url))
     assert lease is not None
-    end_lease(lease, PATIENCE_SECONDS)
-    assert some_bus.conn.exists(worker.service.workers) == 0
-    assert some_bus.conn.exists(lane.post.routes[0].serving) == 0
+    end_lease({**lease, "worker": worker.id}, PATIENCE_SECONDS)
+    assert some_bus.conn.exists(*keys) == 0
 
 
 @pytest.mark.parametrize(

@@ -17,19 +17,30 @@ import pytest
 import redis
 from hypothesis import given
 
-from redis_bus import AsyncBus, Bus, BusError, NoWorkers, QueueFull, WorkerLost, codec
+from redis_bus import (
+    AsyncBus,
+    Bus,
+    BusError,
+    ConnectionLost,
+    NoWorkers,
+    QueueFull,
+    WorkerLost,
+    codec,
+)
 from redis_bus.descriptor import Descriptor
 from redis_bus.entries import Mode
 from redis_bus.method import Method
 from redis_bus.protocol import Post, Route, Service, partition_of
 from redis_bus.target import Target
+from redis_bus.transport import NodeTransport
 from tests import async_support
 from tests.programs.race import BUS
 from tests.support import PATIENCE_SECONDS, Processes, eventually, workers
 from tests.test_clear_race import find_violations, run_race
 from tests.test_concurrency import Meeting, serving
 
-N = 3
+# On a cluster of three nodes, three partitions of this bus are on three nodes.
+NAME, N = "many", 3
 Make = Callable[..., Bus]
 
 
@@ -40,7 +51,7 @@ def make(url: str) -> Iterator[Make]:
 
         def make(partitions: int = N, **settings: Any) -> Bus:
             settings = {"timeout": 20, **settings}
-            return stack.enter_context(Bus("test", url=url, partitions=partitions, **settings))
+            return stack.enter_context(Bus(NAME, url=url, partitions=partitions, **settings))
 
         yield make
 
@@ -92,8 +103,8 @@ def test_a_service_in_one_partition_is_published_as_ever(make: Make, client: red
     bus = make(1)
     bus.register("m", cache_key="{a}")(lambda a: a)
     bus.serve_once()
-    assert "partitions" not in json.loads(client.hget("rb:{test}:methods", "m") or "")
-    assert client.hkeys("rb:{test:}:meta") == [b"m"]
+    assert "partitions" not in json.loads(client.hget("rb:{many}:methods", "m") or "")
+    assert client.hkeys("rb:{many:}:meta") == [b"m"]
     assert not list(client.scan_iter("*#*"))
 
 
@@ -195,7 +206,7 @@ def test_async_callers_find_the_same(make: Make, url: str) -> None:
     bus.register("plain")(lambda a: a)
 
     async def main() -> None:
-        async with async_support.calling(url) as caller:
+        async with async_support.calling(url, name=NAME) as caller:
             assert [await caller.keyed(a) for a in range(9)] == list(range(9))
             assert [await caller.plain(a) for a in range(9)] == list(range(9))
             assert [a async for a in caller.plain.map(range(50))] == list(range(50))
@@ -286,9 +297,9 @@ def test_a_worker_is_counted_once(make: Make, processes: Processes) -> None:
     bus.register("m")(lambda a: a)
     with serving(bus, 1):
         assert workers(bus, "m") == 1
-        shown = processes.run("redis-bus", "ls", "test").stdout
+        shown = processes.run("redis-bus", "ls", NAME).stdout
         assert "[1 worker, 0 queued, 3 partitions]" in shown
-        assert "1 worker alive" in processes.run("redis-bus", "ping", "test").stdout
+        assert "1 worker alive" in processes.run("redis-bus", "ping", NAME).stdout
     with pytest.raises(NoWorkers):
         bus.m.options(fail_fast=True)(1)
 
@@ -382,6 +393,12 @@ def is_full(bus: Bus, jobs: int) -> bool:
     return all(len(claimed(bus)) == jobs for _ in range(30))
 
 
+def is_parked(bus: Bus, part: int) -> bool:
+    """Whether the slots look themselves for the jobs of a partition."""
+    (worker,) = bus._workers
+    return worker._dispatch._is_parked(worker._fetchers[part])
+
+
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_a_flooded_partition_does_not_starve_the_others(make: Make, concurrency: int) -> None:
     bus, ran, go = make(), list[tuple[int, int]](), threading.Event()
@@ -413,6 +430,7 @@ def test_a_partition_that_was_empty_has_its_turn_while_another_is_flooded(make: 
         ran.append((part, a))
         if part == 1 and a == 20:
             enqueue(bus, "m", 2, 2, 0)
+            eventually(lambda: is_parked(bus, 2))
 
     bus.serve_once()
     for a in range(50):
@@ -456,6 +474,56 @@ def test_max_jobs_counts_those_of_all_partitions(make: Make, concurrency: int) -
     assert sorted(ran) == list(range(4 * N))
 
 
+class Away:
+    """Makes the server of one partition one that cannot be reached, while the others can."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tag: str) -> None:
+        self.is_on, self._tag = False, tag
+        for name in ("exchange", "ask", "checkout"):
+            self._patch(monkeypatch, name)
+
+    def _patch(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        real = getattr(NodeTransport, name)
+
+        def patched(transport: NodeTransport, *args: Any, **kwargs: Any) -> Any:
+            if self.is_on and self._tag in repr((args, kwargs)):
+                raise ConnectionLost("away")
+            return real(transport, *args, **kwargs)
+
+        monkeypatch.setattr(NodeTransport, name, patched)
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_partition_that_cannot_be_reached_keeps_the_others_from_nothing(
+    make: Make, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, concurrency: int
+) -> None:
+    bus, ran, go = make(), list[int](), threading.Event()
+    away = Away(monkeypatch, "{many:#1}")
+
+    @bus.register()
+    def m(part: int, a: int) -> None:
+        go.wait(PATIENCE_SECONDS)
+        ran.append(part)
+
+    with serving(bus, concurrency):
+        for a in range(20):
+            enqueue(bus, "m", 0, 0, a)
+        eventually(lambda: is_full(bus, concurrency))
+        enqueue(bus, "m", 1, 1, 0)
+        eventually(lambda: is_parked(bus, 1))  # so the slots look there themselves
+        away.is_on = True
+        enqueue(bus, "m", 2, 2, 0)
+        go.set()
+        eventually(lambda: Counter(ran) == Counter({0: 20, 2: 1}))
+        away.is_on = False
+        eventually(lambda: Counter(ran) == Counter({0: 20, 1: 1, 2: 1}))
+        away.is_on = True
+    away.is_on = False
+    # Who ends says so where it can.
+    left = [client.exists(route.service.workers) for route in routes(bus, "m")]
+    assert left == [0, 1, 0]
+
+
 def test_no_thread_is_left_after_serving(make: Make) -> None:
     bus = make()
     bus.register("m")(lambda a: a)
@@ -470,7 +538,7 @@ def test_no_thread_is_left_after_serving(make: Make) -> None:
 SERVICE = """
     import os, signal, redis_bus
 
-    bus = redis_bus.Bus("test", partitions=3)
+    bus = redis_bus.Bus("many", partitions=3)
 
     @bus.register(idempotent=True)
     def held(a):
@@ -583,7 +651,7 @@ def test_no_command_has_keys_of_two_partitions(make: Make, client: redis.Redis) 
             if command["client_type"] != "lua":
                 assert len(tags(words)) <= 1, words
                 seen |= tags(words)
-    assert seen == {"test", "test:", "test:#1", "test:#2"}
+    assert seen == {"many", "many:", "many:#1", "many:#2"}
 
 
 # -- another number of partitions, while the service lives ----------------------------------------
@@ -702,7 +770,7 @@ def test_what_a_publisher_left_half_way_its_callers_finish(make: Make) -> None:
 CHANGING = """
     import sys, redis_bus
 
-    bus = redis_bus.Bus("test", partitions=int(sys.argv[1]))
+    bus = redis_bus.Bus("many", partitions=int(sys.argv[1]))
 
     @bus.register()
     def once(a):
@@ -744,7 +812,7 @@ def test_no_job_is_lost_or_run_twice_while_the_number_changes(
             one.result(PATIENCE_SECONDS)
     assert {result.get() for result in results} == {1}
     ran = list(client.scan_iter("ran:*", count=1000))
-    assert set(client.mget(ran)) == {b"1"}
+    assert {client.get(key) for key in ran} == {b"1"}
     assert len(caller.once.target.routes) == 4
     assert caller.stats()["once"]["calls"] == len(ran) == 2 * len(results)
 
