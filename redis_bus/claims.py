@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import OrderedDict
 from collections.abc import Iterable
 
 from .asker import Asker, unblock
@@ -13,6 +14,10 @@ from .protocol import Command, Post, Route
 from .transport import Transport
 
 logger = logging.getLogger(__name__)
+
+# How many outcomes are remembered of jobs that must not run again, and how large they all may be.
+MOST_OUTCOMES = 4096
+MOST_BYTES = 4_000_000
 
 
 class Claims:
@@ -36,6 +41,7 @@ class Claims:
         self._looking = threading.Lock()
         # Outcomes that Redis did not take in time: their jobs were run, and are not to run again.
         self._late: dict[str, Command] = {}
+        self._ran = Outcomes()
 
     # -- what the slots do --------------------------------------------------------------------
 
@@ -51,6 +57,27 @@ class Claims:
             self._held[slot] = (route, job)
             self._doubts.pop(job.id, None)
             self._answered(asker or slot)
+
+    def ran(self, job: Job, finish: Command) -> None:
+        """Note that a job has run, and what tells its outcome."""
+        if job.attempt >= job.tries:
+            with self._lock:
+                self._ran.add(job, finish)
+
+    def outcome(self, job: Job) -> Command | None:
+        """Return what tells the outcome of a job that has run here already.
+
+        Redis gives it away again where a replica was promoted that had not heard of the claim, or
+        not of its end.
+        """
+        with self._lock:
+            return self._ran.get(job)
+
+    def is_held_beside(self, slot: Asker, job: Job) -> bool:
+        """Whether another slot has that job already, and is to run it or runs it."""
+        with self._lock:
+            others = self._held.items()
+            return any(other is not slot and held.id == job.id for other, (_, held) in others)
 
     def answered(self, slot: Asker) -> None:
         """Note that a slot was given nothing to run, or lost the connection on which it asked."""
@@ -160,13 +187,38 @@ class Claims:
         entry = self._transport.ask(("HGET", self._post.running, field))[0]
         routes = {route.method: route for route in self._post.routes}
         try:
-            method = parse_job(entry or b"").method
+            found = parse_job(entry or b"")
         except ProtocolError as error:
             if entry is not None:
                 logger.error("worker %s: %s; it is deleted", self._post.worker, error)
                 self._transport.ask(("HDEL", self._post.running, field))
             return
-        if method in routes:
+        finish = self.outcome(found)
+        if finish is not None:
+            logger.info("worker %s: tells again what came of job %s", self._post.worker, job)
+            self._transport.exchange(finish)
+        elif found.method in routes:
             logger.info("worker %s: gives job %s back, not started", self._post.worker, job)
             # Once: sent again, it could meet the claim of a slot that has taken the job anew.
-            self._transport.exchange(self._post.release(routes[method], job))
+            self._transport.exchange(self._post.release(routes[found.method], job))
+
+
+class Outcomes:
+    """What tells the outcomes of the last jobs that must not run again."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[tuple[str, int], tuple[Command, int]] = OrderedDict()
+        self._bytes = 0
+
+    def add(self, job: Job, finish: Command) -> None:
+        size = sum(len(part) for part in finish if isinstance(part, bytes))
+        self._bytes -= self._found.pop((job.id, job.attempt), ((), 0))[1]
+        self._found[job.id, job.attempt] = finish, size
+        self._bytes += size
+        while len(self._found) > MOST_OUTCOMES or self._bytes > MOST_BYTES:
+            _, (_, size) = self._found.popitem(last=False)
+            self._bytes -= size
+
+    def get(self, job: Job) -> Command | None:
+        found = self._found.get((job.id, job.attempt))
+        return None if found is None else found[0]

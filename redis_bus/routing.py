@@ -31,6 +31,7 @@ ASK_SECONDS = 1.0
 PAUSES_SECONDS = (0.0, 0.0, 0.01, 0.02, 0.05, 0.1)
 # Error replies that say that nothing was done, and that it may be done soon, maybe elsewhere.
 SOON = (*PASSING, "NOREPLICAS")
+QUOTED = ("-READONLY ", "-NOREPLICAS ")
 UNCOVERED = "CLUSTERDOWN nobody serves its slot"
 
 
@@ -288,9 +289,9 @@ def _may_pass(error: BaseException) -> bool:
     kinds = (AskError, TryAgainError, NoScriptError, redis.BusyLoadingError)
     if isinstance(error, (*kinds, redis.exceptions.ClusterDownError, redis.ReadOnlyError)):
         return True
-    # What a script ran into on a replica is quoted by 6.2 within another error.
+    # What a script ran into is quoted by 6.2 within another error.
     return isinstance(error, redis.ResponseError) and (
-        str(error).startswith(SOON) or "-READONLY " in str(error)
+        str(error).startswith(SOON) or any(word in str(error) for word in QUOTED)
     )
 
 

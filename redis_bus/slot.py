@@ -121,6 +121,12 @@ class Slot(Asker):
 
     def _run(self, claim: Claim, job: Job) -> None:
         self._began = time.perf_counter()
+        if self._claims.is_held_beside(self, job):
+            self._claims.end(self)
+            return
+        self._unsent = self._claims.outcome(job)
+        if self._unsent is not None:
+            return
         if needs_admission(job, claim.now_ms):
             verdict = self._transport.exchange(self._post.admit(claim.route, job))[0]
             if verdict != b"run":
@@ -144,6 +150,7 @@ class Slot(Asker):
             method = claim.route.method
             result = self.runner.lost(method) if is_stopped else self.runner.broken(method, error)
         self._unsent = self._finish(claim.route, job, result)
+        self._claims.ran(job, self._unsent)
 
     def _is_abandoned(self) -> bool:
         return self.is_abandoned

@@ -6,7 +6,8 @@ import pytest
 import redis
 
 from redis_bus import Bus
-from redis_bus.entries import parse_job
+from redis_bus.claims import MOST_BYTES, MOST_OUTCOMES, Outcomes
+from redis_bus.entries import Job, parse_job, retried
 from redis_bus.protocol import Claim
 from redis_bus.slot import Slot
 from redis_bus.worker import Worker
@@ -134,3 +135,103 @@ def test_bytes_that_are_no_job_are_deleted(worker: Worker, client: redis.Redis) 
     worker.lanes[0].claims.give_back_strangers()
     assert held(worker) == []
     assert client.llen(QUEUE) == 1
+
+
+# -- Redis knows less than it did ---------------------------------------------------------------
+# As where a replica is promoted that had not heard of all that its master did.
+
+
+@pytest.fixture
+def ran() -> list[int]:
+    """What was run."""
+    return []
+
+
+@pytest.fixture
+def counting(bus: Bus, ran: list[int]) -> Worker:
+    """A worker of two slots that notes what it runs, with one job in its queue."""
+    bus.register("once")(lambda n: ran.append(n) or n)
+    worker = bus._make_worker(None, debug=False, concurrency=2)
+    bus._core.drive(bus._core.publish(worker.registrations))
+    return worker
+
+
+def reply_of(entry: bytes) -> str:
+    return f"rb:{{test:}}:reply:{parse_job(entry).id}"
+
+
+def test_a_job_whose_end_was_forgotten_is_answered_and_not_given_back(
+    bus: Bus, counting: Worker, client: redis.Redis, ran: list[int]
+) -> None:
+    result = bus.once.run(1)
+    entry = client.lrange(QUEUE, 0, -1)[0]
+    assert counting.slots[0].serve_next()
+    client.delete(reply_of(entry))
+    client.hset(counting.post.running, parse_job(entry).id, entry)
+    counting.claims.give_back_strangers()
+    assert (client.llen(QUEUE), held(counting)) == (0, [])
+    assert result.get(timeout=0) == 1
+    assert ran == [1]
+
+
+@pytest.mark.parametrize("again", [0, 1], ids=["same slot", "other slot"])
+def test_a_job_whose_claim_was_forgotten_is_answered_and_not_run_again(
+    bus: Bus, counting: Worker, client: redis.Redis, ran: list[int], again: int
+) -> None:
+    result = bus.once.run(1)
+    entry = client.lrange(QUEUE, 0, -1)[0]
+    assert counting.slots[0].serve_next()
+    client.delete(reply_of(entry))
+    client.rpush(QUEUE, entry)
+    assert counting.slots[again].serve_next()
+    assert held(counting) == []
+    assert result.get(timeout=0) == 1
+    assert ran == [1]
+
+
+def test_a_job_that_runs_and_whose_claim_was_forgotten_is_not_begun_beside(
+    bus: Bus, counting: Worker, client: redis.Redis, ran: list[int]
+) -> None:
+    slot, other = counting.slots
+    bus.once.run(1)
+    claim = take(counting, slot)
+    begin(counting, slot, claim)
+    client.delete(counting.post.running)
+    client.rpush(QUEUE, claim.entry)
+    assert other.serve_next()
+    assert ran == []
+    assert held(counting) == [parse_job(claim.entry).id.encode()]  # for the slot that runs it
+    assert counting.claims.held(slot) is not None
+    assert counting.claims.held(other) is None
+
+
+def test_a_dead_letter_that_is_tried_again_runs_where_it_ran(
+    bus: Bus, counting: Worker, client: redis.Redis, ran: list[int]
+) -> None:
+    result = bus.once.run(1)
+    entry = client.lrange(QUEUE, 0, -1)[0]
+    assert counting.slots[0].serve_next()
+    client.rpush(QUEUE, retried(entry))
+    assert counting.slots[0].serve_next()
+    assert ran == [1, 1]
+    assert result.get(timeout=0) == 1
+
+
+def test_outcomes_are_remembered_up_to_a_number_and_a_size() -> None:
+    def job(number: int) -> Job:
+        return parse_job(b"%d 1 1 0 0 etag run 0 - once\n" % number)
+
+    outcomes = Outcomes()
+    for number in range(MOST_OUTCOMES + 1):
+        outcomes.add(job(number), ("finish", number))
+    assert outcomes.get(job(0)) is None
+    assert outcomes.get(job(1)) == ("finish", 1)
+    large = bytes(MOST_BYTES // 2)
+    for number in range(3):
+        outcomes.add(job(-number), ("finish", large))
+    assert outcomes.get(job(0)) is None
+    assert outcomes.get(job(1)) is None
+    assert outcomes.get(job(-2)) == ("finish", large)
+    outcomes.add(job(1), ("finish", bytes(MOST_BYTES + 1)))
+    assert outcomes.get(job(1)) is None
+    assert outcomes.get(job(-2)) is None

@@ -101,8 +101,8 @@ class Face:
 class AsyncFace(Face):
     """An `AsyncBus` on a loop of its own, as a blocking bus. Calls of many threads share it."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(AsyncBus("test", **kwargs), Loop())
+    def __init__(self, name: str = "test", **kwargs: Any) -> None:
+        super().__init__(AsyncBus(name, **kwargs), Loop())
 
     @property
     def thread_id(self) -> int | None:

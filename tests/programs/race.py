@@ -12,7 +12,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -112,6 +112,15 @@ def call_some(bus: Bus, client: redis.Redis) -> list[Call | Clear]:
     return [call(bus, client, name, number)]
 
 
+def advance(client: redis.Redis, name: str, numbers: Sequence[int]) -> tuple[list[int], int]:
+    """Advance the counters of some keys. Returns what they are now, and when that was."""
+    with client.pipeline(transaction=True) as pipe:
+        for number in numbers:
+            pipe.incr(counter(f"{name}:{number}"))
+        *values, (seconds, micros) = pipe.time().execute()
+    return values, as_us(seconds, micros)
+
+
 def clear_some(bus: Bus, client: redis.Redis, *, forgets: float) -> list[Call | Clear]:
     """Advance and clear one key or all of a method, and call at once; then call some more.
 
@@ -120,10 +129,7 @@ def clear_some(bus: Bus, client: redis.Redis, *, forgets: float) -> list[Call | 
     name = random.choice(list(METHODS))
     whole = random.random() < CLEAR_ALL
     numbers = list(KEYS) if whole else [random.choice(KEYS)]
-    with client.pipeline(transaction=True) as advance:
-        for number in numbers:
-            advance.incr(counter(f"{name}:{number}"))
-        *values, (seconds, micros) = advance.time().execute()
+    values, start = advance(client, name, numbers)
     if random.random() < forgets:
         pass
     elif whole:
@@ -132,7 +138,7 @@ def clear_some(bus: Bus, client: redis.Redis, *, forgets: float) -> list[Call | 
         bus[name].clear_cache(numbers[0])
     end = now(client)
     events: list[Call | Clear] = [
-        Clear(f"{name}:{number}", as_us(seconds, micros), end, value, whole)
+        Clear(f"{name}:{number}", start, end, value, whole)
         for number, value in zip(numbers, values, strict=True)
     ]
     events += [call(bus, client, name, number) for number in numbers]

@@ -1,0 +1,191 @@
+"""Slots that move and masters that are replaced while callers call and workers work.
+
+No call hangs, none has another's value, no cached value is from before a clear, nothing that must
+not runs twice: but for what asynchronous replication loses, which is counted and told.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from redis_bus.embedded import EmbeddedRedis
+from redis_bus.protocol import methods_key
+from redis_bus.slots import slot_of
+from tests.cluster.load import Load
+from tests.cluster.support import Servers, away_from, blocked
+from tests.cluster_servers import Cluster
+from tests.conftest import Tell
+from tests.programs.load import BUS, FIRST_SLOTS, TAG
+from tests.sentinel_servers import Sentinels
+from tests.server_group import Server
+from tests.support import Processes, eventually
+
+Loaded = Callable[[Servers, str], AbstractContextManager[Load]]
+
+
+@pytest.fixture
+def loaded(one_server: EmbeddedRedis, tmp_path: Path, tell: Tell, kind: str) -> Loaded:
+    """Puts a load on servers, and checks at its end what always holds."""
+
+    @contextmanager
+    def loaded(servers: Servers, what: str) -> Iterator[Load]:
+        processes = Processes(servers.address, tmp_path)
+        with redis.Redis.from_url(one_server.url) as steady:
+            steady.flushall()
+            try:
+                with Load(processes, steady, one_server.url) as load:
+                    yield load
+                    load.goes_on()
+            finally:
+                processes.end()
+            tell(f"{what} ({kind})", load.figures())
+            assert load.hung() == []
+            assert load.wrong() == []
+            assert load.stale() == []
+            assert load.unexcused(load.twice()) == []
+            assert load.unexcused(load.failures) == []
+
+    return loaded
+
+
+# -- nothing gets lost --------------------------------------------------------------------------
+
+
+def test_a_slot_moves_in_stages(cluster: Cluster, loaded: Loaded) -> None:
+    with loaded(cluster, "a slot moves in stages") as load:
+        source, target = cluster.master_of(TAG), away_from(cluster, TAG)[0]
+        nodes = (source, target)
+        move = cluster.start_move(slot_of(TAG), target)
+        eventually(lambda: blocked(cluster, TAG))
+        with errors_on(nodes, "TRYAGAIN"):
+            move.move_key(f"{TAG}meta")
+        with errors_on(nodes, "ASK"):
+            move.move_keys()
+        with errors_on(nodes, "MOVED"):
+            move.finish()
+        load.goes_on()
+        cluster.move_slot(slot_of(methods_key(BUS)), away_from(cluster, methods_key(BUS))[0])
+        cluster.move_slot(slot_of(TAG), source)
+
+
+@contextmanager
+def errors_on(nodes: Iterable[Server], name: str) -> Iterator[None]:
+    """Wait until the nodes answered with such an error again."""
+    before = count_errors(nodes, name)
+    yield
+    eventually(lambda: count_errors(nodes, name) > before)
+
+
+def count_errors(nodes: Iterable[Server], name: str) -> int:
+    found = [node.info("errorstats").get(f"errorstat_{name}", {"count": 0}) for node in nodes]
+    return sum(int(one["count"]) for one in found)
+
+
+def test_slots_are_moved_by_redis_cli(cluster: Cluster, loaded: Loaded) -> None:
+    cli = shutil.which("redis-cli") or shutil.which("valkey-cli")
+    if cli is None:
+        pytest.skip("no redis-cli on PATH")
+    source, target = cluster.master_of(TAG), away_from(cluster, TAG)[0]
+    with loaded(cluster, "redis-cli --cluster reshard"):
+        command = [cli, "--cluster", "reshard", f"127.0.0.1:{source.port}", "--cluster-yes"]
+        command += ["--cluster-from", source.name, "--cluster-to", target.name]
+        done = subprocess.run(
+            [*command, "--cluster-slots", str(FIRST_SLOTS)],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        cluster.wait_until_ok()
+        cluster.renew_epochs()
+        assert cluster.master_of(TAG) is target
+
+
+def test_a_replica_becomes_the_master_of_a_cluster_by_command(
+    cluster: Cluster, loaded: Loaded
+) -> None:
+    with loaded(cluster, "CLUSTER FAILOVER") as load:
+        cluster.fail_over(TAG)
+        load.goes_on()
+        cluster.fail_over(TAG)
+
+
+def test_a_replica_is_lost_and_comes_back(servers: Servers, loaded: Loaded) -> None:
+    with loaded(servers, "a replica is lost") as load:
+        replica = replica_of(servers)
+        replica.kill()
+        load.goes_on()
+        replica.start()
+        servers.wait_until_ok()
+
+
+def replica_of(servers: Servers) -> Server:
+    if isinstance(servers, Cluster):
+        return servers.replicas_of(servers.master_of(TAG))[0]
+    return servers.replicas()[0]
+
+
+def test_calls_wait_until_there_are_as_many_replicas_as_are_asked_for(
+    sentinels: Sentinels, loaded: Loaded
+) -> None:
+    master = sentinels.master()
+    with loaded(sentinels, "min-replicas-to-write") as load:
+        try:
+            with errors_on([master], "NOREPLICAS"):
+                master.call("CONFIG", "SET", "min-replicas-to-write", 3)
+        finally:
+            master.call("CONFIG", "SET", "min-replicas-to-write", 0)
+        load.goes_on()
+
+
+# -- what was acknowledged may get lost ---------------------------------------------------------
+
+
+def test_a_master_is_killed_and_comes_back_as_a_replica(servers: Servers, loaded: Loaded) -> None:
+    with loaded(servers, "a master is killed") as load:
+        with load.losing():
+            old = master_of(servers)
+            old.kill()
+            servers.wait_until_ok()
+        load.goes_on()
+        if isinstance(servers, Cluster):
+            servers.restart(old)
+        else:
+            servers.restart_as_replica(old)
+        servers.wait_until_ok()
+
+
+def test_a_master_stands_still_until_it_is_replaced(servers: Servers, loaded: Loaded) -> None:
+    """It goes on with what it knew, and takes writes until it hears that it is a replica."""
+    with loaded(servers, "a master is cut off") as load, load.losing():
+        old = master_of(servers)
+        old.stop_signal()
+        servers.wait_until_ok()
+        old.cont()
+        load.goes_on()
+        if isinstance(servers, Sentinels):
+            servers.demote(old)
+        servers.wait_until_ok()
+
+
+def master_of(servers: Servers) -> Any:
+    return servers.master_of(TAG) if isinstance(servers, Cluster) else servers.master()
+
+
+def test_a_replica_becomes_the_master_by_command_of_a_sentinel(
+    sentinels: Sentinels, loaded: Loaded
+) -> None:
+    with loaded(sentinels, "SENTINEL FAILOVER") as load, load.losing():
+        old = sentinels.switch_master()
+        load.goes_on()
+        sentinels.demote(old)
+        sentinels.wait_until_ok()
