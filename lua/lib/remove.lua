@@ -1,7 +1,7 @@
 -- Remove a job from its queue, wherever it waits; `enqueued`: when that was, in ms, if it is known.
 -- Entries are in the order of that, but for those that were put back, which are at the head.
--- Returns whether it was removed: not one among very many that are in no order, nor one so deep in a
--- long queue that Redis would stand still for it.
+-- Returns whether it was removed: not one among very many that are in no order, nor one so deep in
+-- a long queue that Redis would stand still for it.
 local MOST, DEEPEST = 1000, 20000
 local function remove(queue, job, enqueued)
   local length = redis.pcall('LLEN', queue)
