@@ -340,9 +340,8 @@ MUTANTS = [
     Mutant(
         "cancel leaves the job in its queue, and it runs",
         "cancel",
-        "if not remove(queue, job, tonumber(string.match(noted, '^%d+'))) then\n"
-        "  redis.call('HSET', pending, job, '-')\nelseif",
-        "if",
+        "remove(queue, job, tonumber(string.match(noted, '^%d+')))",
+        "true",
         9,
     ),
     Mutant(
