@@ -48,6 +48,7 @@ class Asker:
     def __init__(self, worker: Worker, lane: Lane, number: int) -> None:
         self.waiting: int | None = None  # the client id of its connection, while it waits
         self.home: NodeTransport | None = None  # the server to which that connection leads
+        self._link: Link | None = None  # that connection
         self._worker = worker
         self._post, self._claims = lane
         self._transport = worker.core.transport
@@ -66,7 +67,7 @@ class Asker:
     def _serve_link(self) -> None:
         """Serve over one connection until it breaks or there is nothing more to ask for."""
         link = self._transport.checkout(place=self._post.service.base)
-        self.home = link.home
+        self.home, self._link = link.home, link
         try:
             link.set_timeout(READ_SECONDS)
             link.send(pack(("CLIENT", "ID")))
@@ -77,12 +78,23 @@ class Asker:
             while self._goes_on() and not self._transport.is_astray(link):
                 self._step(link, client if isinstance(client, int) else None)
         except BaseException as error:
+            self._link = None
             link.close()
             self._claims.answered(self)
             if isinstance(error, redis.RedisError) and self._transport.is_astray(link, error):
                 raise AstrayError(str(error)) from error
             raise
+        self._link = None
         self._transport.checkin(link)
+
+    def leave_old_master(self) -> None:
+        """Wait no longer where the keys are not any more; called by the heart.
+
+        A master that is cut off does not say that it was replaced: others do, to the heart.
+        """
+        link = self._link
+        if link is not None and self.waiting is not None and self._transport.is_astray(link):
+            link.cut()
 
     def _let_go(self) -> None:
         """Note that its connection is lost; and with it the job that did not come to run."""

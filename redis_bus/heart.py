@@ -116,6 +116,8 @@ class Heart:
         lost, claimed = core.transport.ask(beat, held, timeout=BEAT_SECONDS)
         if lost:
             logger.info("worker %s: put back %d lost wake tokens", worker.id, lost)
+        for asker in worker.askers:
+            asker.leave_old_master()
         claims.give_back_lost(claimed)
         try:
             core.drive(sweep(core.name, post.service, BEAT_SECONDS))

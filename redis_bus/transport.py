@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -103,6 +105,13 @@ class Link:
         asked = self.read()
         reply = self.read()
         return asked if isinstance(asked, redis.ResponseError) else reply
+
+    def cut(self) -> None:
+        """End whatever another thread waits for on it; that thread is to close it."""
+        sock = self._connection._sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._connection.disconnect()

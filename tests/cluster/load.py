@@ -31,6 +31,7 @@ from typing import Any
 import redis
 
 from redis_bus import Bus, BusError
+from redis_bus.transport import READ_SECONDS
 from tests.faults.faces import AsyncFace
 from tests.programs import race
 from tests.programs.load import BUS, RUNS, STEADY, answer
@@ -46,18 +47,22 @@ TIMEOUT_SECONDS = 3.0
 LATE_SECONDS = 6.0
 SLOWEST_MS = 200
 FAILURE_PAUSE_SECONDS = 0.05
+# A clear has no timeout of its own; it is sent twice where the connection is lost.
+CLEAR_SECONDS = 2 * READ_SECONDS
 RIGHT_CALLS = 3
 NEVER = sys.maxsize
+Window = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Once:
-    """A call of the method that must not run twice, and what came of it."""
+    """A call of the method that must not run twice, or what failed; and what came of it."""
 
     call: str
     start: int
     end: int
     outcome: str  # 'right', or the words of an error
+    seconds: float = TIMEOUT_SECONDS
 
 
 class Load:
@@ -78,7 +83,8 @@ class Load:
         self.once: list[Once] = []
         self.events: list[Call | Clear] = []
         self.failures: list[Once] = []  # calls and clears of all kinds that raised
-        self.windows: list[tuple[int, int]] = []  # in which acknowledged writes may get lost
+        self.windows: list[Window] = []  # in which acknowledged writes may get lost
+        self.outages: list[Window] = []  # in which calls may fail
 
     # -- while it runs --------------------------------------------------------------------------
 
@@ -107,25 +113,35 @@ class Load:
         assert not hung, hung
         assert not self._broken, self._broken
 
-    def goes_on(self) -> None:
-        """Wait until each caller and each clearer has had some answers, from now on."""
+    def goes_on(self, part: float = 1.0) -> None:
+        """Wait until each caller and each clearer has had some answers, from now on.
+
+        ``part``: or that many of them. The others may be at a server that does not answer.
+        """
         before = self._right.copy()
         names = [thread.name for thread in self._threads]
 
-        def all_right() -> bool:
-            return bool(self._broken) or all(
-                self._right[name] >= before[name] + RIGHT_CALLS for name in names
-            )
+        def is_right() -> bool:
+            right = [name for name in names if self._right[name] >= before[name] + RIGHT_CALLS]
+            return bool(self._broken) or len(right) >= part * len(names)
 
-        eventually(all_right)
+        eventually(is_right)
         assert not self._broken, self._broken
 
     @contextlib.contextmanager
     def losing(self) -> Iterator[None]:
         """Say that writes which are acknowledged from here to there may get lost."""
         start = self.now()
+        with self.failing():
+            yield
+            self.windows.append((start, self.now()))
+
+    @contextlib.contextmanager
+    def failing(self) -> Iterator[None]:
+        """Say that calls from here to there may fail."""
+        start = self.now()
         yield
-        self.windows.append((start, self.now()))
+        self.outages.append((start, self.now()))
 
     def now(self) -> int:
         return race.now(self._steady)
@@ -151,9 +167,9 @@ class Load:
 
     def _call_once(self, bus: Any) -> bool:
         call, start = f"call-{next(self._numbers)}", self.now()
-        ms = random.choice([0, 0, 0, random.randrange(SLOWEST_MS)])
+        ms, is_run = random.choice([0, 0, 0, random.randrange(SLOWEST_MS)]), random.random() < 0.2
         try:
-            if random.random() < 0.2:
+            if is_run:
                 found = bus["once"].run(call, ms).get(TIMEOUT_SECONDS)
             else:
                 found = bus["once"](call, ms)
@@ -161,7 +177,9 @@ class Load:
             outcome = f"{type(error).__name__}: {error}"
         else:
             outcome = "right" if found == answer(call) else f"wrong: {found!r}"
-        self.once.append(Once(call, start, self.now(), outcome))
+        # Enqueueing has a time of its own.
+        seconds = TIMEOUT_SECONDS + READ_SECONDS if is_run else TIMEOUT_SECONDS
+        self.once.append(Once(call, start, self.now(), outcome, seconds))
         return self._is_right(self.once[-1])
 
     def _call_cached(self, bus: Any) -> bool:
@@ -169,7 +187,7 @@ class Load:
         try:
             self.events.append(race.call(bus, self._steady, name, number))
         except BusError as error:
-            return self._failed(f"{name}({number})", start, error)
+            return self._failed(f"{name}({number})", start, error, TIMEOUT_SECONDS)
         return True
 
     def _clear_some(self, bus: Any) -> bool:
@@ -190,11 +208,12 @@ class Load:
         for number, value in zip(numbers, values, strict=True):
             self.events.append(Clear(f"{name}:{number}", start, end, value, whole))
         if failure is not None:
-            return self._failed(f"{name} is cleared", start, failure)
+            return self._failed(f"{name} is cleared", start, failure, CLEAR_SECONDS)
         return self._call_cached(bus)
 
-    def _failed(self, what: str, start: int, error: BusError) -> bool:
-        return self._is_right(Once(what, start, self.now(), f"{type(error).__name__}: {error}"))
+    def _failed(self, what: str, start: int, error: BusError, seconds: float) -> bool:
+        words = f"{type(error).__name__}: {error}"
+        return self._is_right(Once(what, start, self.now(), words, seconds))
 
     def _is_right(self, done: Once) -> bool:
         if done.outcome != "right":
@@ -203,13 +222,14 @@ class Load:
 
     # -- what came of it ------------------------------------------------------------------------
 
-    def hung(self) -> list[Once | Call]:
-        """Return the calls and clears that took longer than their timeout and a little more."""
+    def hung(self) -> list[object]:
+        """Return the calls and clears that took longer than their time and a little more."""
         return [one for one in self._ended() if late_seconds(one) > LATE_SECONDS]
 
-    def _ended(self) -> list[Once | Call]:
-        calls = [event for event in self.events if isinstance(event, Call)]
-        return [*self.once, *self.failures, *calls]
+    def _ended(self) -> list[Once | Call | Clear]:
+        # A clear that failed is among the failures.
+        events = [event for event in self.events if event.end != NEVER]
+        return [*self.once, *self.failures, *events]
 
     def wrong(self) -> list[Once]:
         """Return the calls that had another value than theirs, or one of no run."""
@@ -223,14 +243,10 @@ class Load:
         ran = self._ran()
         return [one for one in self.once if ran[one.call] > 1]
 
-    def unexcused(self, calls: list[Once]) -> list[Once]:
-        """Return those of some calls that had come to their end before anything could get lost,
-        or begun after that."""
-        return [
-            one
-            for one in calls
-            if not any(one.start <= end and one.end >= start for start, end in self.windows)
-        ]
+    def unexcused(self) -> list[Once]:
+        """Return the calls that ran twice, or failed, with nothing that may have led to that."""
+        twice = [one for one in self.twice() if not _overlaps(one, self.windows)]
+        return twice + [one for one in self.failures if not _overlaps(one, self.outages)]
 
     def stale(self, *, excused: bool = True) -> list[str]:
         """Return the values that cannot be. A clear may be lost where that is ``excused``."""
@@ -262,6 +278,14 @@ class Load:
         return Counter(run.decode().partition(" ")[0] for run in self._steady.lrange(RUNS, 0, -1))
 
 
-def late_seconds(one: Once | Call) -> float:
-    """Return how long after its timeout a call or a clear came to its end."""
-    return (one.end - one.start) / 1e6 - TIMEOUT_SECONDS
+def _overlaps(one: Once, windows: list[Window]) -> bool:
+    return any(one.start <= end and one.end >= start for start, end in windows)
+
+
+def late_seconds(one: Once | Call | Clear) -> float:
+    """Return how long after its time a call or a clear came to its end."""
+    if isinstance(one, Once):
+        seconds = one.seconds
+    else:
+        seconds = TIMEOUT_SECONDS if isinstance(one, Call) else CLEAR_SECONDS
+    return (one.end - one.start) / 1e6 - seconds
