@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import redis
 
 from redis_bus import Bus
 from redis_bus.claims import MOST_BYTES, MOST_OUTCOMES, Outcomes
 from redis_bus.entries import Job, parse_job, retried
-from redis_bus.protocol import Claim
+from redis_bus.protocol import SLICE_SECONDS, Claim
 from redis_bus.slot import Slot
 from redis_bus.worker import Worker
+from tests.support import PATIENCE_SECONDS, eventually
 
 QUEUE = "rb:{test:}:queue:once"
 
@@ -235,3 +238,27 @@ def test_outcomes_are_remembered_up_to_a_number_and_a_size() -> None:
     outcomes.add(job(1), ("finish", bytes(MOST_BYTES + 1)))
     assert outcomes.get(job(1)) is None
     assert outcomes.get(job(-2)) is None
+
+
+# -- a master that was replaced -----------------------------------------------------------------
+
+
+def test_a_heartbeat_ends_a_wait_at_a_server_where_the_keys_are_not_any_more(
+    some_bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some_bus.register("once")(lambda n: n)
+    worker = some_bus._make_worker(None, debug=False, concurrency=1)
+    [slot] = worker.slots
+    thread = threading.Thread(target=worker.serve, daemon=True)
+    thread.start()
+    client, old = eventually(lambda: slot.waiting), slot._link
+    worker._heart._beat()
+    assert (slot.waiting, slot._link) == (client, old)
+    monkeypatch.setattr(worker.core.transport, "is_astray", lambda link, error=None: link is old)
+    worker._heart._beat()
+    # Sooner than its wait would end by itself.
+    eventually(lambda: slot.waiting not in (client, None), seconds=SLICE_SECONDS / 2)
+    assert some_bus.once(1) == 1
+    worker.stop()
+    thread.join(PATIENCE_SECONDS)
+    assert not thread.is_alive()
