@@ -172,6 +172,11 @@ class Worker:
         """Whether other workers of its supervisor are alive, or come; not once all are to end."""
         return self.has_others and not self.stopping.is_set()
 
+    @property
+    def askers(self) -> Sequence[Asker]:
+        """Those that ask Redis for jobs, each over a connection of its own."""
+        return self._fetchers or self.slots
+
     def running(self) -> list[str]:
         """Return the methods that run now, one for each job."""
         held = [slot.held for slot in self.slots if slot.runner.is_running]
@@ -269,7 +274,7 @@ class Worker:
 
     def look_around(self) -> None:
         """Have all who wait for a job see that the worker is to stop."""
-        unblock(self._fetchers or self.slots)
+        unblock(self.askers)
         self._dispatch.wake()
 
     # -- staying alive, and stopping ----------------------------------------------------------

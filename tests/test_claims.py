@@ -170,8 +170,8 @@ def test_a_job_whose_end_was_forgotten_is_answered_and_not_given_back(
     entry = client.lrange(QUEUE, 0, -1)[0]
     assert counting.slots[0].serve_next()
     client.delete(reply_of(entry))
-    client.hset(counting.post.running, parse_job(entry).id, entry)
-    counting.claims.give_back_strangers()
+    client.hset(counting.lanes[0].post.running, parse_job(entry).id, entry)
+    counting.lanes[0].claims.give_back_strangers()
     assert (client.llen(QUEUE), held(counting)) == (0, [])
     assert result.get(timeout=0) == 1
     assert ran == [1]
@@ -199,13 +199,13 @@ def test_a_job_that_runs_and_whose_claim_was_forgotten_is_not_begun_beside(
     bus.once.run(1)
     claim = take(counting, slot)
     begin(counting, slot, claim)
-    client.delete(counting.post.running)
+    client.delete(counting.lanes[0].post.running)
     client.rpush(QUEUE, claim.entry)
     assert other.serve_next()
     assert ran == []
     assert held(counting) == [parse_job(claim.entry).id.encode()]  # for the slot that runs it
-    assert counting.claims.held(slot) is not None
-    assert counting.claims.held(other) is None
+    assert counting.lanes[0].claims.held(slot) is not None
+    assert counting.lanes[0].claims.held(other) is None
 
 
 def test_a_dead_letter_that_is_tried_again_runs_where_it_ran(
@@ -248,14 +248,15 @@ def test_a_heartbeat_ends_a_wait_at_a_server_where_the_keys_are_not_any_more(
 ) -> None:
     some_bus.register("once")(lambda n: n)
     worker = some_bus._make_worker(None, debug=False, concurrency=1)
-    [slot] = worker.slots
     thread = threading.Thread(target=worker.serve, daemon=True)
     thread.start()
+    [slot] = eventually(lambda: worker.slots)
     client, old = eventually(lambda: slot.waiting), slot._link
-    worker._heart._beat()
+    [lane] = worker.lanes
+    worker._heart._beat(lane)
     assert (slot.waiting, slot._link) == (client, old)
     monkeypatch.setattr(worker.core.transport, "is_astray", lambda link, error=None: link is old)
-    worker._heart._beat()
+    worker._heart._beat(lane)
     # Sooner than its wait would end by itself.
     eventually(lambda: slot.waiting not in (client, None), seconds=SLICE_SECONDS / 2)
     assert some_bus.once(1) == 1
