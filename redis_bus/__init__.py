@@ -42,6 +42,7 @@ __all__ = [
     "Method",
     "Middleware",
     "NoWorkers",
+    "NotConfirmed",
     "ProtocolError",
     "QueueFull",
     "RemoteError",

@@ -133,8 +133,12 @@ class Asker:
             return None
 
     def _next_turn(self) -> tuple[list[Route], bytes]:
+        """See `Post.turn`; it waits where replicas are to come back before anything is taken."""
+        return self._turn(self._worker.replicas.wait(self._post))
+
+    def _turn(self, served: Post) -> tuple[list[Route], bytes]:
         self._turns += 1
-        return self._post.turn(self._turns)
+        return served.turn(self._turns)
 
     def _accepted(self, reply: Any) -> bool:
         """Whether Redis took an outcome; if not, it is sent again."""

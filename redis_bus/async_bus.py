@@ -106,6 +106,7 @@ class AsyncBus(Registering):
         idempotent: bool | None = None,
         max_queue: int | None = None,
         timeout: float | None = OF_BUS,
+        durable: bool | int = False,
     ) -> AsyncMethod:
         """Register a function, or the dotted path of one. See `Bus.register_method`."""
         method = self._bus.register_method(
@@ -117,6 +118,7 @@ class AsyncBus(Registering):
             idempotent=idempotent,
             max_queue=max_queue,
             timeout=timeout,
+            durable=durable,
         )
         self._core.methods.pop(method.__name__, None)
         return self[method.__name__]

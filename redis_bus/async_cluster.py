@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from .async_link import AsyncLink, Inbox
 from .async_transport import AsyncTransport, translate
 from .cluster import RoutedTransport
+from .confirm import Confirm
 from .errors import BusError, ConnectionLost
 from .loops import LoopBound, Loops, ask_twice
 from .protocol import Command
@@ -45,14 +46,22 @@ class AsyncRouted(LoopBound):
         self._version = self._map.version
 
     async def exchange(
-        self, *commands: Command, timeout: float = READ_SECONDS, place: str | None = None
+        self,
+        *commands: Command,
+        timeout: float = READ_SECONDS,
+        place: str | None = None,
+        confirm: Confirm | None = None,
     ) -> list[Any]:
-        return await self._drive(self._routes.exchange(commands, timeout, place))
+        return await self._drive(self._routes.exchange(commands, timeout, place, confirm))
 
     async def ask(
-        self, *commands: Command, timeout: float = READ_SECONDS, place: str | None = None
+        self,
+        *commands: Command,
+        timeout: float = READ_SECONDS,
+        place: str | None = None,
+        confirm: Confirm | None = None,
     ) -> list[Any]:
-        return await ask_twice(self, commands, timeout, place)
+        return await ask_twice(self, commands, timeout, place, confirm)
 
     async def inbox(self, timeout: float, place: str | None = None) -> Inbox:
         patience, slot = Patience(timeout), None if place is None else slot_of(place)
@@ -102,7 +111,9 @@ class AsyncRouted(LoopBound):
     async def _do(self, act: Act) -> Any:
         match act:
             case Send(node, commands, seconds, asking):
-                return await self._node(node).converse(commands, seconds, asking=asking)
+                return await self._node(node).converse(
+                    commands, seconds, asking=asking, confirm=act.confirm
+                )
             case Load(node, seconds):
                 return await self._node(node).load_scripts(seconds)
             case Pause(seconds):

@@ -120,9 +120,8 @@ async def _send(request: Request, transport: Connections) -> list[Any]:
         return await _wait(request, request.wait, transport)
     if not request.commands:
         return []
-    if request.may_repeat:
-        return await transport.ask(*request.commands, timeout=request.timeout)
-    return await transport.exchange(*request.commands, timeout=request.timeout)
+    send = transport.ask if request.may_repeat else transport.exchange
+    return await send(*request.commands, timeout=request.timeout, confirm=request.confirm)
 
 
 async def _wait(request: Request, wait: Wait, transport: Connections) -> list[Any]:

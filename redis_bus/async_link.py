@@ -8,6 +8,7 @@ import re
 import select
 import ssl
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import hiredis
@@ -27,6 +28,7 @@ CLOSE_SECONDS = 1.0
 HUNG_UP = select.POLLHUP | getattr(select, "POLLRDHUP", 0)  # the latter is Linux's
 _ERRNO = re.compile(r"\[Errno (\d+)\]")
 _NOT_YET = object()
+ASKING: Command = ("ASKING",)
 CLOSED = "Redis closed it"
 HANG_UPS = (ConnectionResetError, BrokenPipeError)
 
@@ -315,6 +317,19 @@ async def within(link: AsyncLink, future: asyncio.Future[list[Any]], timeout: fl
         return await future
     finally:
         timer.cancel()
+
+
+def with_asking(commands: Iterable[Command]) -> tuple[Command, ...]:
+    """Return commands for a node of a cluster to which their slot is about to come."""
+    return tuple(part for command in commands for part in (ASKING, command))
+
+
+def unasked(answers: list[Any]) -> list[Any]:
+    """Return the replies to such commands: a refusal of ASKING is one of what followed it."""
+    return [
+        asked if isinstance(asked, redis.RedisError) else reply
+        for asked, reply in zip(answers[::2], answers[1::2], strict=True)
+    ]
 
 
 def late() -> TimeoutError:

@@ -11,7 +11,17 @@ from typing import Any, TypeVar
 import redis
 
 from . import scripts
-from .async_link import LOOK_AGAIN_SECONDS, AsyncLink, Inbox, ignore, within
+from .async_confirm import Confirmer
+from .async_link import (
+    LOOK_AGAIN_SECONDS,
+    AsyncLink,
+    Inbox,
+    ignore,
+    unasked,
+    with_asking,
+    within,
+)
+from .confirm import Confirm
 from .distributed import BLOCKING_ONLY, CLASSES
 from .errors import BusError, ConnectionLost
 from .failures import Failure, is_undone
@@ -23,7 +33,6 @@ T = TypeVar("T")
 Link = TypeVar("Link", bound=AsyncLink)
 logger = logging.getLogger(__name__)
 
-ASKING: Command = ("ASKING",)
 # So many fresh connections may be lost, each at once, before a call is told.
 CONNECT_TRIES = 2
 # How many commands that nobody waits for are kept for the next connection.
@@ -52,10 +61,15 @@ class AsyncTransport(LoopBound):
         self._connect_seconds = connect_seconds
         self._link: AsyncLink | None = None
         self._inbox: Inbox | None = None
+        self._confirmer = Confirmer(self._open, self._begin, base)
         self._forgotten: deque[Command] = deque(maxlen=MAX_FORGOTTEN)
 
     async def exchange(
-        self, *commands: Command, timeout: float = READ_SECONDS, place: str | None = None
+        self,
+        *commands: Command,
+        timeout: float = READ_SECONDS,
+        place: str | None = None,
+        confirm: Confirm | None = None,
     ) -> list[Any]:
         """Send commands and return their replies, of which none is an error.
 
@@ -66,7 +80,7 @@ class AsyncTransport(LoopBound):
         for turn in range(LOAD_TRIES):
             rest = commands[len(replies) :]
             started = self._loop.time()
-            more, failure = await self.converse((*load, *rest), timeout)
+            more, failure = await self.converse((*load, *rest), timeout, confirm=confirm)
             replies += more[len(load) :]
             if failure is None:
                 return replies
@@ -80,9 +94,17 @@ class AsyncTransport(LoopBound):
         raise self._base.forgets()
 
     async def converse(
-        self, commands: Sequence[Command], timeout: float, *, asking: bool = False
+        self,
+        commands: Sequence[Command],
+        timeout: float,
+        *,
+        asking: bool = False,
+        confirm: Confirm | None = None,
     ) -> tuple[list[Any], Failure | None]:
         """Send commands in one write. See `NodeTransport.converse`; raises BusClosed, too."""
+        if confirm is not None:
+            await self.begin()
+            return await self._confirmer.converse(commands, timeout, confirm, asking=asking)
         started = self._loop.time()
         try:
             link = await self._connected(min(timeout, self._connect_seconds))
@@ -90,12 +112,7 @@ class AsyncTransport(LoopBound):
             return [], error
         timeout = max(LOOK_AGAIN_SECONDS, timeout - (self._loop.time() - started))
         if asking:
-            both = [part for command in commands for part in (ASKING, command)]
-            answers = await within(link, link.exchange(tuple(both)), timeout)
-            found = [
-                asked if isinstance(asked, redis.RedisError) else reply
-                for asked, reply in zip(answers[::2], answers[1::2], strict=True)
-            ]
+            found = unasked(await within(link, link.exchange(with_asking(commands)), timeout))
         else:
             found = await within(link, link.exchange(tuple(commands)), timeout)
         for index, reply in enumerate(found):
@@ -108,10 +125,14 @@ class AsyncTransport(LoopBound):
         await self.once("scripts", self._load_scripts, timeout, self._base.lost)
 
     async def ask(
-        self, *commands: Command, timeout: float = READ_SECONDS, place: str | None = None
+        self,
+        *commands: Command,
+        timeout: float = READ_SECONDS,
+        place: str | None = None,
+        confirm: Confirm | None = None,
     ) -> list[Any]:
         """Like `exchange`, for commands that do no harm when they are sent twice."""
-        return await ask_twice(self, commands, timeout, place)
+        return await ask_twice(self, commands, timeout, place, confirm)
 
     async def masters(self) -> list[AsyncTransport]:
         """Return the servers that hold the keys, each to be asked by itself."""
@@ -120,9 +141,9 @@ class AsyncTransport(LoopBound):
     def forget(self, command: Command) -> None:
         """Send a command whose reply nobody needs, and that does no harm when it is sent twice."""
         link = self._link
-        if link is None:  # what it would undo was not sent either
+        if link is None and not self._confirmer.links:  # what it would undo was not sent either
             return
-        if link.is_closed:
+        if link is None or link.is_closed:
             self._forget_later(command)
             return
 
@@ -163,17 +184,20 @@ class AsyncTransport(LoopBound):
     @property
     def is_connected(self) -> bool:
         """Whether there is a connection that is not closed."""
-        return any(link is not None and not link.is_closed for link in (self._link, self._inbox))
+        return any(not link.is_closed for link in self._links())
 
     def retire(self) -> None:
         """Close the connections to a server that is of no use any more: when they are answered."""
         if self._link is not None:
             self._link.retire()
+        for link in self._confirmer.links:
+            link.retire()
         if self._inbox is not None:
             self._inbox.close(redis.ConnectionError("it is no master any more"))
 
     def _links(self) -> list[AsyncLink]:
-        return [link for link in (self._link, self._inbox) if link is not None]
+        own = [link for link in (self._link, self._inbox) if link is not None]
+        return [*own, *self._confirmer.links]
 
     async def _connected(self, timeout: float) -> AsyncLink:
         """Return the connection for commands."""
@@ -189,11 +213,14 @@ class AsyncTransport(LoopBound):
         return await _persist(self._make_link)
 
     async def _make_link(self) -> AsyncLink:
+        self._link = await self._open()
+        return self._link
+
+    async def _open(self) -> AsyncLink:
         link = AsyncLink(make_connection(self._base), self._base)
         await link.connect(READ_SECONDS)
         await self._check_role(link)
-        self._link = self._wanted(link)
-        return link
+        return self._wanted(link)
 
     async def _connect_inbox(self) -> Inbox:
         return await _persist(self._subscribe)

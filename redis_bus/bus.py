@@ -122,6 +122,7 @@ class Bus(Registering):
         idempotent: bool | None = None,
         max_queue: int | None = None,
         timeout: float | None = OF_BUS,
+        durable: bool | int = False,
     ) -> Method[P, R]:
         """Register a function, or the dotted path of one, and return it as a method of the bus.
 
@@ -135,6 +136,7 @@ class Bus(Registering):
             idempotent=idempotent,
             max_queue=max_queue,
             timeout=self.timeout if timeout is OF_BUS else timeout,
+            durable=durable,
             open_timeout=timeout is OF_BUS and self.timeout == DEFAULT_TIMEOUT,
             result_expire=self.result_expire,
             serializer=self.serializer.name,

@@ -9,7 +9,7 @@ import logging
 import os
 from typing import Any, NamedTuple, Protocol
 
-from . import context, nested, outcome
+from . import context, durable, nested, outcome
 from .deadline import Deadline
 from .entries import Mode, parse_entry
 from .errors import (
@@ -132,19 +132,26 @@ def run(
             key=key,
             fail_fast=options.fail_fast,
         )
-        _, timeout = slice_of(deadline, FIRST_SLICE_SECONDS)
         try:
-            replies = yield Request((command,), timeout)
+            flight = None if key is None else route.flight(key)
+            status = yield from _send(
+                route,
+                command,
+                withdrawal(route, job, flight) if route.durable else None,
+                shown,
+                deadline,
+                durable.KEPT,
+            )
         except ConnectionLost as error:
             doubt = "" if is_undone(error) else "; it may be enqueued, or not"
             raise ConnectionLost(f"{shown}: {error}{doubt}") from error
-        note_status(seen, replies[0])
-        match replies:
-            case [[b"joined" | b"queued", bytes(leader), *_]]:
+        note_status(seen, status)
+        match status:
+            case [b"joined" | b"queued", bytes(leader), *_]:
                 return route, leader.decode()
-            case [[b"hit", *_]]:
+            case [b"hit", *_]:
                 return route, job
-            case [status]:
+            case _:
                 raise_refusal(status, target, shown)
         yield from renew(source, target)
     raise BusError(f"{source.target.name}: it is registered anew again and again")
@@ -155,7 +162,8 @@ def clear(source: Source, args: Args, kwargs: Kwargs) -> Steps[bool]:
     for _ in range(MAX_TRIES):
         target, key = yield from _bind(source, args, kwargs)
         if key is not None:
-            status = (yield ask(target.route_for(key).clear(key)))[0]
+            route = target.route_for(key)
+            status = yield from durable.clear(route, route.clear(key))
             if status != b"stale":
                 return bool(status == b"cleared")
         yield from renew(source, target)
@@ -171,7 +179,7 @@ def clear_all(source: Source) -> Steps[None]:
         if target.key is None:
             raise TypeError(f"{target.name}() has no cache_key: nothing of it is cached")
         # Where another is published meanwhile, what it caches may be in other partitions.
-        if b"stale" not in (yield ask(*(route.clear_all() for route in target.routes))):
+        if b"stale" not in (yield from durable.clear_all(target.routes)):
             return
         yield from renew(source, target)
     raise BusError(f"{source.target.name}: it is registered anew again and again")
@@ -237,15 +245,18 @@ def _call_alone(
     command = route.call(
         job,
         body,
-        mode=Mode.ASYNC if source.listens else Mode.WAIT,
+        mode=Mode.ASYNC if source.listens or route.durable else Mode.WAIT,
         budget_ms=deadline.left_ms(),
         fail_fast=options.fail_fast,
         but=nested.busy_worker(route),
     )
-    seconds, timeout = slice_of(deadline, FIRST_SLICE_SECONDS)
     withdraw = _withdraw(source, route, job, None)
-    slice_ = Wait(route.service, job, seconds, alone=True, only_if=b"queued")
-    status, reply = yield Request((command,), timeout, wait=slice_, withdraw=withdraw)
+    if route.durable:
+        status, reply = (yield from _send(route, command, withdraw, shown, deadline)), None
+    else:
+        seconds, timeout = slice_of(deadline, FIRST_SLICE_SECONDS)
+        slice_ = Wait(route.service, job, seconds, alone=True, only_if=b"queued")
+        status, reply = yield Request((command,), timeout, wait=slice_, withdraw=withdraw)
     note_status(seen, status)
     if status[0] != b"queued":
         raise_refusal(status, target, shown)
@@ -256,7 +267,7 @@ def _call_alone(
     again = target.may_run_twice
     ticket = Ticket(route, job, status[2], shown, None, again, withdraw)
     try:
-        return (yield from wait(ticket, deadline, has_waited=True))
+        return (yield from wait(ticket, deadline, has_waited=not route.durable))
     except FlightLostError:
         return None
 
@@ -277,15 +288,14 @@ def _call_keyed(
     command = route.call(
         job,
         body,
-        mode=Mode.ASYNC if source.listens else Mode.CALL,
+        mode=Mode.ASYNC if source.listens or route.durable else Mode.CALL,
         budget_ms=deadline.left_ms(),
         key=key,
         fail_fast=options.fail_fast,
         but=nested.busy_worker(route),
     )
-    _, timeout = slice_of(deadline, FIRST_SLICE_SECONDS)
     withdraw = _withdraw(source, route, job, flight)
-    status = (yield Request((command,), timeout, withdraw=withdraw))[0]
+    status = yield from _send(route, command, withdraw, shown, deadline)
     note_status(seen, status)
     match status:
         case [b"hit", bytes(entry)]:
@@ -307,11 +317,33 @@ def _call_keyed(
         return None
 
 
+def _send(
+    route: Route,
+    command: Command,
+    withdraw: Command | None,
+    shown: ShownCall | str,
+    deadline: Deadline,
+    only_if: tuple[bytes, ...] = durable.ENQUEUED,
+) -> Steps[list[Any]]:
+    """Send the script `call`, and return its status; see `durable.enqueue`."""
+    if route.durable:
+        assert withdraw is not None
+        made = durable.enqueue(route, command, withdraw, shown, deadline, only_if)
+        return (yield from made)
+    _, timeout = slice_of(deadline, FIRST_SLICE_SECONDS)
+    return list((yield Request((command,), timeout, withdraw=withdraw))[0])
+
+
 def _withdraw(source: Source, route: Route, job: str, flight: bytes | None) -> Command | None:
-    """What withdraws a job that nobody has taken or joined, for callers that may go away."""
-    if not source.listens:
-        return None
-    return route.cancel(job, flight, CANCELLED, keep_ms=1)  # nobody reads it
+    """The `withdrawal` of a job whose caller may go away, or may not have it accepted."""
+    if source.listens or route.durable:
+        return withdrawal(route, job, flight)
+    return None
+
+
+def withdrawal(route: Route, job: str, flight: bytes | None, keep_ms: int = 1) -> Command:
+    """What withdraws a job that nobody has taken or joined; as a rule nobody reads its outcome."""
+    return route.cancel(job, flight, CANCELLED, keep_ms)
 
 
 def decode_outcome(found: bytes, target: Target, shown: ShownCall, options: Options) -> object:

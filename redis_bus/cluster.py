@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Any, TypeVar
 
+from .confirm import Confirm
 from .distributed import Deployment, OneNode, Sentinels
 from .errors import BusError, ConnectionLost
 from .failures import explain
@@ -54,9 +55,13 @@ class RoutedTransport:
         self._pid = os.getpid()
 
     def exchange(
-        self, *commands: Command, timeout: float = READ_SECONDS, place: str | None = None
+        self,
+        *commands: Command,
+        timeout: float = READ_SECONDS,
+        place: str | None = None,
+        confirm: Confirm | None = None,
     ) -> list[Any]:
-        return self._drive(self.routes.exchange(commands, timeout, place))
+        return self._drive(self.routes.exchange(commands, timeout, place, confirm))
 
     def exchange_each(
         self, *commands: Command, timeout: float = READ_SECONDS, place: str | None = None
@@ -64,9 +69,13 @@ class RoutedTransport:
         return self._drive(self.routes.exchange_each(commands, timeout, place))
 
     def ask(
-        self, *commands: Command, timeout: float = READ_SECONDS, place: str | None = None
+        self,
+        *commands: Command,
+        timeout: float = READ_SECONDS,
+        place: str | None = None,
+        confirm: Confirm | None = None,
     ) -> list[Any]:
-        return ask_twice(self, commands, timeout, place)
+        return ask_twice(self, commands, timeout, place, confirm)
 
     def checkout(self, timeout: float = READ_SECONDS, place: str | None = None) -> Link:
         patience, slot = Patience(timeout), None if place is None else slot_of(place)
@@ -132,7 +141,9 @@ class RoutedTransport:
                 return self.node(node).converse_each(commands, seconds, asking=asking)
             case Send(node, commands, seconds, asking):
                 try:
-                    return self.node(node).converse(commands, seconds, asking=asking)
+                    return self.node(node).converse(
+                        commands, seconds, asking=asking, confirm=act.confirm
+                    )
                 except ConnectionLost:
                     # The other connections to it may be dead, too, and would take as long.
                     self.node(node).close()

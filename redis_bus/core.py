@@ -58,10 +58,11 @@ class Core:
                         replies = self._wait(request, request.wait)
                     elif not request.commands:
                         replies = []
-                    elif request.may_repeat:
-                        replies = transport.ask(*request.commands, timeout=request.timeout)
                     else:
-                        replies = transport.exchange(*request.commands, timeout=request.timeout)
+                        send = transport.ask if request.may_repeat else transport.exchange
+                        replies = send(
+                            *request.commands, timeout=request.timeout, confirm=request.confirm
+                        )
                 except BusError as error:
                     request = steps.throw(error)
                 else:

@@ -39,6 +39,7 @@ class Descriptor:
     stale: float = 0
     idempotent: bool | None = None
     max_queue: int | None = None
+    durable: int = 0  # how many replicas are to confirm what its callers and workers write
     timeout: float | None = None
     open_timeout: bool = True
     result_expire: float = 3600
@@ -110,6 +111,7 @@ def _find_problem(values: Mapping[str, object]) -> str | None:
         "stale": number,
         "idempotent": (bool, nothing),
         "max_queue": (int, nothing),
+        "durable": (int,),
         "timeout": (*number, nothing),
         "open_timeout": (bool,),
         "result_expire": number,

@@ -31,6 +31,10 @@ class QueueFull(BusError):
     """The method's queue holds ``max_queue`` jobs already; nothing was enqueued."""
 
 
+class NotConfirmed(BusError):
+    """Too few replicas confirmed in time what a durable method wrote, or there are too few."""
+
+
 class Cancelled(BusError):
     """The job was cancelled before a worker started it."""
 

@@ -121,11 +121,12 @@ class SharedSlot(Slot):
     def serve_next(self) -> bool:
         """Run a job of any partition that waits now, if there is one."""
         for number in range(self._turns, self._turns + len(self._lanes)):
-            found = self._take(self._lanes[number % len(self._lanes)])
-            if found is not None:
-                self._run(*found)
+            lane = self._lanes[number % len(self._lanes)]
+            while (found := self._take(lane)) is not None:
+                has_run = self._run(*found)
                 self._deliver()
-                return True
+                if has_run:
+                    return True
         return False
 
     def give(self, fetcher: Fetcher, claim: Claim, job: Job) -> None:
@@ -172,7 +173,10 @@ class SharedSlot(Slot):
         """Claim a job of a partition that waits now, if there is one."""
         self._post, self._claims = lane
         self._claims.settle()
-        order, _ = self._next_turn()
+        served = self._worker.replicas.served(self._post)
+        if served is None:
+            return None  # its fetcher waits until that changes
+        order, _ = self._turn(served)
         self._claims.ask(self)
         try:
             taken = self._transport.exchange(self._post.take(order))[0]

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .async_link import ignore, late
+from .confirm import Confirm
 from .errors import BusError, ConnectionLost
 from .failures import is_undone
 from .protocol import Command
@@ -123,12 +124,20 @@ class Connections(Protocol):
     is_closed: bool
 
     async def exchange(
-        self, *commands: Command, timeout: float = READ_SECONDS, place: str | None = None
+        self,
+        *commands: Command,
+        timeout: float = READ_SECONDS,
+        place: str | None = None,
+        confirm: Confirm | None = None,
     ) -> list[Any]:
         """Send commands and return their replies, of which none is an error."""
 
     async def ask(
-        self, *commands: Command, timeout: float = READ_SECONDS, place: str | None = None
+        self,
+        *commands: Command,
+        timeout: float = READ_SECONDS,
+        place: str | None = None,
+        confirm: Confirm | None = None,
     ) -> list[Any]:
         """Like `exchange`, for commands that do no harm when they are sent twice."""
 
@@ -189,15 +198,19 @@ class Loops:
 
 
 async def ask_twice(
-    transport: Connections, commands: tuple[Command, ...], timeout: float, place: str | None
+    transport: Connections,
+    commands: tuple[Command, ...],
+    timeout: float,
+    place: str | None,
+    confirm: Confirm | None,
 ) -> list[Any]:
     """Send commands again, once, where the connection turns out to be dead."""
     try:
-        return await transport.exchange(*commands, timeout=timeout, place=place)
+        return await transport.exchange(*commands, timeout=timeout, place=place, confirm=confirm)
     except ConnectionLost as error:
         if is_undone(error):
             raise
-    return await transport.exchange(*commands, timeout=timeout, place=place)
+    return await transport.exchange(*commands, timeout=timeout, place=place, confirm=confirm)
 
 
 async def _awaited(work: Callable[[], Awaitable[T]]) -> T:

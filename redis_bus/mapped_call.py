@@ -6,9 +6,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from . import nested, outcome
+from . import durable, nested, outcome
 from .calls import (
-    CANCELLED,
     Source,
     check_leader,
     lost_message,
@@ -16,6 +15,7 @@ from .calls import (
     note_status,
     prepare,
     raise_refusal,
+    withdrawal,
 )
 from .context import headers
 from .deadline import Deadline
@@ -100,7 +100,16 @@ class MappedCall:
     def cancel(self) -> Command:
         """Return what withdraws its own job, where nobody has taken or joined it."""
         assert self.route is not None
-        return self.route.cancel(self.job, self._flight(), CANCELLED, keep_ms=LEASE_MS)
+        return withdrawal(self.route, self.job, self._flight(), LEASE_MS)
+
+    def send_durably(self, options: Options) -> Steps[Any]:
+        """Send it by itself, and return what the script `call` says once replicas have it."""
+        command = self.send(options)
+        assert self.route is not None
+        assert self.deadline is not None
+        kept = durable.ENQUEUED if self.key is not None else durable.KEPT
+        made = durable.enqueue(self.route, command, self.cancel(), self.shown, self.deadline, kept)
+        return (yield from made)
 
     def answered(self, status: Any) -> None:
         """Take what the script `call` says. A refusal that may pass leaves it unsent."""

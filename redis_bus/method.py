@@ -54,7 +54,7 @@ class Method(Generic[P, R]):
         Raises what the function raised (see `Options.allow` for types that are not builtin),
         TypeError for arguments that do not fit its signature, SerializationError for arguments
         of other types than those that make the round trip, and the errors of the bus:
-        CallTimeout, NoWorkers, QueueFull, ConnectionLost.
+        CallTimeout, NoWorkers, QueueFull, ConnectionLost, NotConfirmed.
         """
         value: Any
         drive, hooks = self._core.drive, self._core.middleware.calls
@@ -141,14 +141,15 @@ class Method(Generic[P, R]):
         at Facebook", NSDI'13).
 
         Returns whether there was a value to forget. Raises TypeError where the arguments do not
-        fit the method's signature, or the method has no cache_key.
+        fit the method's signature, or the method has no cache_key; NotConfirmed where it is durable
+        and too few replicas know that it was cleared.
         """
         return self._core.drive(calls.clear(self, args, kwargs))
 
     def clear_all_cache(self) -> None:
         """Forget all cached values of the method, in a time that does not depend on how many.
 
-        Raises TypeError where the method has no cache_key.
+        Raises TypeError where the method has no cache_key, and NotConfirmed as `clear_cache` does.
         """
         self._core.drive(calls.clear_all(self))
 

@@ -229,12 +229,15 @@ class Route:
         max_queue: int | None = None,
         keep_ms: int = 1,
         tries: int = 1,
+        durable: int = 0,
     ) -> None:
         self.service = service
         self.method = method
         self.etag = etag
         self.keep_ms = keep_ms
         self._limit = 0 if max_queue is None else max_queue
+        self.durable = durable  # how many replicas are to confirm what is written for it
+        self.has_replicas = False  # whether so many confirmed what was written last
         self.alone_ms = min(ALONE_MS, max(keep_ms, LEASE_MS))
         base = service.base
         self.queue = f"{base}queue:{method}"
@@ -258,7 +261,11 @@ class Route:
         """Return the same in each of so many partitions, of which this is the first."""
         services = [self.service.at(part) for part in range(1, partitions)]
         make = functools.partial(
-            Route, max_queue=self._limit, keep_ms=self.keep_ms, tries=self._tries
+            Route,
+            max_queue=self._limit,
+            keep_ms=self.keep_ms,
+            tries=self._tries,
+            durable=self.durable,
         )
         return [self, *(make(service, self.method, self.etag) for service in services)]
 
@@ -436,6 +443,10 @@ class Post:
         keys += [service.meta, route.cache(job.key), route.flight(job.key)]
         args = (job.generation, job.deadline_ms, HOLD_MS, max(route.keep_ms, LEASE_MS))
         return evalsha("admit", keys, job.id, route.method, *args)
+
+    def hold(self, job: str) -> Command:
+        """Write a claim once more, for replicas to confirm it behind this."""
+        return evalsha("hold", [self.running], job)
 
     def release(self, route: Route, job: str) -> Command:
         keys = [self.running, route.queue, route.wake, route.pending]

@@ -39,6 +39,7 @@ class Settings:
     idempotent: bool | None
     max_queue: int | None
     timeout: float | None
+    durable: bool | int
     open_timeout: bool
     result_expire: float
     serializer: str
@@ -54,6 +55,8 @@ class Settings:
         limit = self.max_queue
         if limit is not None and (type(limit) is not int or limit < 1):
             raise ValueError(f"max_queue={limit!r}: how many jobs may wait, at least 1, or None")
+        if not isinstance(self.durable, int) or self.durable < 0:
+            raise ValueError(f"durable={self.durable!r}: True, or how many replicas confirm a call")
         if self.cache_key is not None and not isinstance(self.cache_key, (str, bool)):
             raise ValueError(f"cache_key={self.cache_key!r}: a format string, or True for all")
         if self.stale and self.cache_key in (None, False):
@@ -113,6 +116,7 @@ class Registration:
             stale=settings.stale,
             idempotent=settings.idempotent,
             max_queue=settings.max_queue,
+            durable=int(settings.durable),
             timeout=settings.timeout,
             open_timeout=settings.open_timeout,
             result_expire=settings.result_expire,
@@ -142,6 +146,7 @@ class Registering:
         idempotent: bool | None = None,
         max_queue: int | None = None,
         timeout: float | None = OF_BUS,
+        durable: bool | int = False,
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """Register the function below, plain or ``async def``.
 
@@ -153,6 +158,8 @@ class Registering:
         the bus's. ``stale``: seconds past its expiry that a value is still served while one run
         refreshes it. ``idempotent``: whether a call may run again after a fault; by default if
         it is cached. ``max_queue``: jobs that may wait; more raise QueueFull at the caller.
+        ``durable``: a call counts as accepted once a replica of Redis has it, or so many replicas,
+        and a job begins once they know that it was taken; else NotConfirmed is raised.
 
         Raises ValueError for settings or a template that cannot be.
         """
@@ -167,6 +174,7 @@ class Registering:
                 idempotent=idempotent,
                 max_queue=max_queue,
                 timeout=timeout,
+                durable=durable,
             )
             return function
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import redis
 from redis.exceptions import AskError, MovedError, NoScriptError, TryAgainError
 
+from .confirm import Confirm
 from .errors import BusError, ConnectionLost
 from .failures import PASSING, Failure, NotNow, is_undone, refusal
 from .maps import Map
@@ -49,6 +50,7 @@ class Send(NamedTuple):
     seconds: float
     asking: bool = False
     each: bool = False
+    confirm: Confirm | None = None
 
 
 class Load(NamedTuple):
@@ -104,12 +106,16 @@ class Routes:
         self.map = places
 
     def exchange(
-        self, commands: tuple[Command, ...], timeout: float, place: str | None
+        self,
+        commands: tuple[Command, ...],
+        timeout: float,
+        place: str | None,
+        confirm: Confirm | None = None,
     ) -> Acts[list[Any]]:
         """The steps of `Transport.exchange`."""
         replies: list[Any] = []
         try:
-            yield from self._exchange(commands, timeout, place, replies)
+            yield from self._exchange(commands, timeout, place, replies, confirm)
         except ConnectionLost as error:
             if not replies or not is_undone(error):
                 raise
@@ -124,6 +130,7 @@ class Routes:
         timeout: float,
         place: str | None,
         replies: list[Any],
+        confirm: Confirm | None,
     ) -> Acts[None]:
         patience, loads = Patience(timeout), 0
         target: Node | None = None  # to which the slot is about to move
@@ -133,8 +140,9 @@ class Routes:
             node = target or (yield from self.find(slot, patience))
             if patience.tries:
                 run = tuple(wait_less(command, patience.passed()) for command in run)
+            send = Send(node, run, patience.left(), target is not None, confirm=confirm)
             try:
-                more, failure = yield Send(node, run, patience.left(), target is not None)
+                more, failure = yield send
             except ConnectionLost:
                 self.map.doubt(node)
                 raise

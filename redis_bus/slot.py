@@ -62,16 +62,19 @@ class Slot(Asker):
 
     def serve_next(self) -> bool:
         """Run a job that waits now, if there is one."""
-        order, _ = self._next_turn()
+        served = self._worker.replicas.served(self._post)
+        if served is None:
+            return False
+        order, _ = self._turn(served)
         self._claims.ask(self)
         taken = self._transport.exchange(self._post.take(order))[0]
         claim = self._post.parse_take(taken, order)
         if claim is None:
             self._claims.answered(self)
             return False
-        self._handle(claim)
+        has_run = self._handle(claim)
         self._deliver()
-        return True
+        return has_run or self.serve_next()
 
     def abandon(self) -> Command | None:
         """Let nothing come of its job any more; return what its waiters are to be told instead."""
@@ -112,21 +115,35 @@ class Slot(Asker):
         else:
             self._handle(claim)
 
-    def _handle(self, claim: Claim) -> None:
-        """Run a claimed job; its outcome is left in ``_unsent``."""
+    def _handle(self, claim: Claim) -> bool:
+        """Run a claimed job. Returns whether that is done: see `_run`."""
         job = self._read_job(claim)
-        if job is not None:
-            self._claims.begin(self, claim.route, job)
-            self._run(claim, job)
+        if job is None:
+            return True
+        self._claims.begin(self, claim.route, job)
+        return self._run(claim, job)
 
-    def _run(self, claim: Claim, job: Job) -> None:
+    def _run(self, claim: Claim, job: Job) -> bool:
+        """Run a job; its outcome is left in ``_unsent``, or sent if it is durable.
+
+        Returns whether that is done; else it was given back, as replicas do not know that it began.
+        """
         self._began = time.perf_counter()
+        # First: what runs beside is not to be given back.
         if self._claims.is_held_beside(self, job):
             self._claims.end(self)
-            return
+            return True
         self._unsent = self._claims.outcome(job)
-        if self._unsent is not None:
-            return
+        if self._unsent is None:
+            if not self._worker.replicas.hold(self._post, claim.route, job):
+                self._claims.end(self)
+                return False
+            self._execute(claim, job)
+        if self._unsent is not None and claim.route.durable:
+            self._deliver()  # by itself: replicas are to confirm it
+        return True
+
+    def _execute(self, claim: Claim, job: Job) -> None:
         if needs_admission(job, claim.now_ms):
             verdict = self._transport.exchange(self._post.admit(claim.route, job))[0]
             if verdict != b"run":
@@ -203,8 +220,13 @@ class Slot(Asker):
                 self._unsent = None
                 self._claims.end(self)
                 return
+            replicas, route = self._worker.replicas, held[0]
             try:
-                self._accepted(self._transport.exchange(unsent)[0])
+                reply, *count = self._transport.exchange(unsent, confirm=replicas.confirm(route))
+                self._accepted(reply)
+                if count and not replicas.has(self._post, route, count[0]):
+                    # A replica that is promoted now would have it run again.
+                    self._claims.keep_late(held[1].id, unsent)
                 self._unsent = None
             except BusError as error:
                 if time.monotonic() > end:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any, NamedTuple, TypeVar
 
+from .confirm import Confirm
 from .protocol import Command, Service
 from .transport import READ_SECONDS
 
@@ -40,11 +41,17 @@ class Request(NamedTuple):
     at: Any = None  # the server to send them to: a transport; None: that of their keys
     # What withdraws the job, where its caller goes away meanwhile without waiting to the end.
     withdraw: Command | None = None
+    confirm: Confirm | None = None  # see `Transport.exchange`; not with ``wait``
 
 
-def ask(*commands: Command, timeout: float = READ_SECONDS, at: Any = None) -> Request:
+def ask(
+    *commands: Command,
+    timeout: float = READ_SECONDS,
+    at: Any = None,
+    confirm: Confirm | None = None,
+) -> Request:
     """Return a request that is sent again, once, where its connection turns out to be dead."""
-    return Request(commands, timeout, may_repeat=True, at=at)
+    return Request(commands, timeout, may_repeat=True, at=at, confirm=confirm)
 
 
 Steps = Generator[Request, list[Any], T]

@@ -59,6 +59,7 @@ class Target:
             max_queue=self.max_queue,
             keep_ms=keep_ms,
             tries=MAX_ATTEMPTS if self.may_run_twice else 1,
+            durable=descriptor.durable,
         )
         self.routes = self.route.spread(partitions)
         # Callers that make one call each are to be spread, too. `next` is safe in threads.

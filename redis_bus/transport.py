@@ -8,12 +8,13 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import redis
 
 from . import scripts
 from .address import check_settings
+from .confirm import Confirm
 from .distributed import Endpoint
 from .errors import BusError, ConnectionLost
 from .failures import (
@@ -130,14 +131,20 @@ class Transport(Protocol):
     closings: int  # a connection that was made before the last of them is not kept
 
     def exchange(
-        self, *commands: Command, timeout: float = READ_SECONDS, place: str | None = None
+        self,
+        *commands: Command,
+        timeout: float = READ_SECONDS,
+        place: str | None = None,
+        confirm: Confirm | None = None,
     ) -> list[Any]:
         """Send commands in one write and return their replies, of which none is an error.
 
         In one write where they are of one slot, else in one after the other. ``timeout`` (s)
         bounds all of it, to connect as well. Scripts that Redis does not know are loaded and sent
         again, with what followed them. Raises ConnectionLost where Redis cannot be reached or was
-        cut off, and BusError, with Redis's words, for an error reply.
+        cut off, and BusError, with Redis's words, for an error reply. ``confirm``: behind commands
+        of one slot, replicas are waited for on the same connection; how many have them then is
+        one reply more, None where that was not waited for.
         """
 
     def exchange_each(
@@ -150,7 +157,11 @@ class Transport(Protocol):
         """
 
     def ask(
-        self, *commands: Command, timeout: float = READ_SECONDS, place: str | None = None
+        self,
+        *commands: Command,
+        timeout: float = READ_SECONDS,
+        place: str | None = None,
+        confirm: Confirm | None = None,
     ) -> list[Any]:
         """Like `exchange`, for commands that do no harm when they are sent twice."""
 
@@ -203,14 +214,19 @@ class NodeTransport:
         self.address = self.endpoint.address
 
     def exchange(
-        self, *commands: Command, timeout: float = READ_SECONDS, place: str | None = None
+        self,
+        *commands: Command,
+        timeout: float = READ_SECONDS,
+        place: str | None = None,
+        confirm: Confirm | None = None,
     ) -> list[Any]:
         replies: list[Any] = []
         load: tuple[Command, ...] = ()
         end = time.monotonic() + timeout
         for turn in range(LOAD_TRIES):
             rest = commands[len(replies) :]
-            more, failure = self.converse((*load, *rest), _left(end, timeout))
+            left = _left(end, timeout)
+            more, failure = self.converse((*load, *rest), left, confirm=confirm)
             replies += more[len(load) :]
             if failure is None:
                 return replies
@@ -223,7 +239,12 @@ class NodeTransport:
         raise self.forgets()
 
     def converse(
-        self, commands: Sequence[Command], timeout: float, *, asking: bool = False
+        self,
+        commands: Sequence[Command],
+        timeout: float,
+        *,
+        asking: bool = False,
+        confirm: Confirm | None = None,
     ) -> tuple[list[Any], Failure | None]:
         """Send commands in one write; return the replies up to an error, and that.
 
@@ -247,6 +268,8 @@ class NodeTransport:
                     return replies, reply
                 replies.append(reply)
                 link.set_timeout(_left(end, timeout))
+            if confirm is not None:
+                replies.append(self._confirmed(link, confirm, replies[-1]))
         except redis.BusyLoadingError as error:
             link.close()
             return replies, error
@@ -258,6 +281,16 @@ class NodeTransport:
             raise
         self.checkin(link)
         return replies, None
+
+    def _confirmed(self, link: Link, confirm: Confirm, reply: object) -> int | None:
+        """Wait for replicas, and return how many have what the connection wrote."""
+        if not confirm.applies(reply):
+            return None
+        link.send(pack(confirm.command))
+        count = link.read()
+        if isinstance(count, redis.ResponseError):
+            raise self.unconfirmed(count)
+        return int(cast(int, count))
 
     def exchange_each(
         self, *commands: Command, timeout: float = READ_SECONDS, place: str | None = None
@@ -314,9 +347,13 @@ class NodeTransport:
         return replies, False
 
     def ask(
-        self, *commands: Command, timeout: float = READ_SECONDS, place: str | None = None
+        self,
+        *commands: Command,
+        timeout: float = READ_SECONDS,
+        place: str | None = None,
+        confirm: Confirm | None = None,
     ) -> list[Any]:
-        return ask_twice(self, commands, timeout, place)
+        return ask_twice(self, commands, timeout, place, confirm)
 
     def load_scripts(self, timeout: float = READ_SECONDS) -> None:
         """Make every script of ours known to Redis."""
@@ -413,6 +450,12 @@ class NodeTransport:
         refused.__cause__ = error
         return refused
 
+    def unconfirmed(self, error: redis.ResponseError) -> BusError:
+        """Return the error that a refusal to wait for replicas means: it is no master any more."""
+        if isinstance(error, redis.exceptions.NoPermissionError):
+            return self.refused(error)
+        return ConnectionLost(f"Redis at {self.address} is replaced, it seems: {error}")
+
     def forgets(self) -> BusError:
         """Return the error for scripts that are flushed again and again."""
         return BusError(f"Redis at {self.address} forgets its scripts faster than they are loaded")
@@ -442,17 +485,22 @@ class NodeTransport:
 
 
 def ask_twice(
-    transport: Transport, commands: tuple[Command, ...], timeout: float, place: str | None
+    transport: Transport,
+    commands: tuple[Command, ...],
+    timeout: float,
+    place: str | None,
+    confirm: Confirm | None,
 ) -> list[Any]:
     """Send commands again, once, where the connection turns out to be dead."""
     end = time.monotonic() + timeout
     try:
-        return transport.exchange(*commands, timeout=timeout, place=place)
+        return transport.exchange(*commands, timeout=timeout, place=place, confirm=confirm)
     except ConnectionLost as error:
         if is_undone(error):
             raise
     # Not within the `except`: the first error would be told with the second.
-    return transport.exchange(*commands, timeout=_left(end, timeout), place=place)
+    left = _left(end, timeout)
+    return transport.exchange(*commands, timeout=left, place=place, confirm=confirm)
 
 
 def is_role_of_master(reply: object) -> bool:

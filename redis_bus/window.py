@@ -68,7 +68,9 @@ class Window:
             flying = len(self.calls) - len(waiting)
             is_stale = False
             while not (refused or is_stale) and flying < self._limit:
-                batch = self._next_batch(waiting, min(CALLS_AT_ONCE, self._limit - flying))
+                # Where replicas are to confirm, what is behind a call that fails is not sent.
+                at_once = 1 if self._method.target.route.durable else CALLS_AT_ONCE
+                batch = self._next_batch(waiting, min(at_once, self._limit - flying))
                 if not batch:
                     break
                 statuses = self._send(batch)
@@ -142,14 +144,13 @@ class Window:
 
     def _send(self, batch: list[MappedCall]) -> list[bytes | None]:
         """Send calls in one write. Returns what was said of each, None: it may be lost."""
-        deadline = batch[0].deadline
-        assert deadline is not None
-        timeout = min(slice_of(d, FIRST_SLICE_SECONDS)[1] for d in (deadline, self._end))
-        commands = [one.send(self._options) for one in batch]
         try:
-            replies = self._core.transport.exchange_each(*commands, timeout=timeout)
+            if self._method.target.route.durable:
+                replies = [self._send_durably(one) for one in batch]
+            else:
+                replies = self._send_at_once(batch)
         except BaseException:  # the user's interrupt, say
-            self.doubtful += [one.cancel() for one in batch]
+            self.doubtful += [one.cancel() for one in batch if one.route is not None]
             raise
         statuses: list[bytes | None] = []
         for one, reply in zip(batch, replies, strict=True):
@@ -162,3 +163,17 @@ class Window:
                 statuses.append(reply[0] if isinstance(reply, list) else b"")
             self.failed = self.failed or one.has_failed
         return statuses
+
+    def _send_at_once(self, batch: list[MappedCall]) -> list[Any]:
+        deadline = batch[0].deadline
+        assert deadline is not None
+        timeout = min(slice_of(d, FIRST_SLICE_SECONDS)[1] for d in (deadline, self._end))
+        commands = [one.send(self._options) for one in batch]
+        return self._core.transport.exchange_each(*commands, timeout=timeout)
+
+    def _send_durably(self, one: MappedCall) -> Any:
+        """Send a call by itself: replicas are to confirm it before the next one goes out."""
+        try:
+            return self._core.drive(one.send_durably(self._options))
+        except BusError as error:
+            return error

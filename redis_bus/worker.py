@@ -28,6 +28,7 @@ from .partitions import count_partitions
 from .protocol import Post
 from .quota import Quota
 from .registration import Registration
+from .replicas import Replicas
 from .runner import Runner
 from .slot import Slot
 from .stop_flag import StopFlag
@@ -95,6 +96,7 @@ class Worker:
         self.stopping = StopFlag()
         self.loop: Loop = LoopHere() if concurrency == 1 else LoopThread()
         self.quota = Quota(max_jobs)
+        self.replicas = Replicas(self)
         # Who waits for Redis to come back.
         self.away: set[Asker] = set()
         self._runners = [

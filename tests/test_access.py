@@ -28,6 +28,7 @@ from redis_bus import (
     CallTimeout,
     Cancelled,
     ConnectionLost,
+    NotConfirmed,
     WorkerLost,
     as_completed,
     calls,
@@ -554,6 +555,20 @@ def test_no_log_message_shows_a_password(users: Users, caplog: pytest.LogCapture
             bus.plain.options(timeout=0.3)(1)
     assert "Connection closed" in caplog.text
     assert PASSWORD not in caplog.text
+
+
+def test_durable_methods_need_what_the_readme_adds(users: Users, url: str) -> None:
+    (added,) = re.findall(r"durable\s+methods a caller has ``([^`]+)``", README.read_text("utf-8"))
+    user = users["caller"]
+    with Bus("test", url=url) as own, user.bus() as bus:
+        own.register("sure", durable=True)(lambda: None)
+        own.get_method("sure")
+        with pytest.raises(BusError, match="no permissions"):
+            bus.sure()
+        user.client.execute_command("ACL", "SETUSER", "caller", *added.split())
+        with pytest.raises(NotConfirmed, match="has no replica"):
+            bus.sure()
+    assert "+wait" in added.split()
 
 
 # -- no command of the lists can be left out --------------------------------------------------

@@ -1,4 +1,4 @@
--- Remove a job from its queue, wherever it waits; `enqueued`: when that was, in ms, if it is known.
+-- Remove a job from its queue, wherever it waits; `enqueued`: when that was (ms), if it is known.
 -- Entries are in the order of that, but for those that were put back, which are at the head.
 -- Returns whether it was removed: not one among very many that are in no order, nor one so deep in
 -- a long queue that Redis would stand still for it.

@@ -193,6 +193,9 @@ class Driver:
     def admit(self, job: Job, *, worker: str = "w", method: str = "m") -> Any:
         return self.send(*self.post(worker, [method]).admit(self.route(method), job))
 
+    def hold(self, job: str, *, worker: str = "w") -> Any:
+        return self.send(*self.post(worker, ["m"]).hold(job))
+
     def release(self, job: str, *, worker: str = "w", method: str = "m") -> Any:
         return self.send(*self.post(worker, [method]).release(self.route(method), job))
 

@@ -175,7 +175,7 @@ def test_a_job_that_was_put_back_leaves_it_too(lua: Driver) -> None:
 
 
 def test_it_is_found_among_very_many_by_when_it_was_enqueued(lua: Driver) -> None:
-    before = [lua.queued() for _ in range(1500)]
+    before = [lua.queued(budget_ms=600_000) for _ in range(1500)]  # none is to die meanwhile
     job = later(lua, mode=Mode.RUN)
     behind = [later(lua) for _ in range(10)]
     assert lua.cancel(job) == b"cancelled"

@@ -20,8 +20,8 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.lua"))
 SHARED = sorted(path.stem for path in (FOLDER / "lib").glob("*.lua"))
 STEPS = [
     *("admit", "beat", "bury", "call", "cancel", "claims", "clear", "clear_all", "discard"),
-    *("finish", "listen", "open", "publish", "reclaim", "release", "retry", "shut", "state"),
-    *("sweep", "take"),
+    *("finish", "hold", "listen", "open", "publish", "reclaim", "release", "retry", "shut"),
+    *("state", "sweep", "take"),
 ]
 MOST_LINES = 80
 MOST_COLUMNS = 100
@@ -176,6 +176,8 @@ def one_of_each(lua: Driver) -> Iterator[str]:
     yield "beat"
     lua.state(job.id, 1, workers=["w", "w2"])
     yield "state"
+    lua.hold(job.id)
+    yield "hold"
     lua.finish(job, stale_ms=1000)
     lua.listen(job.id)
     yield "listen"
