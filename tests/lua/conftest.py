@@ -1,4 +1,7 @@
-"""A service on an empty Redis, with one method published."""
+"""A service on an empty Redis, with one method published.
+
+The system's server is in cluster mode here, so that what has keys of two slots is refused.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,23 @@ from collections.abc import Iterator
 import pytest
 import redis
 
+from redis_bus.embedded import EmbeddedRedis
+from tests.cluster_node import ClusterNode
+from tests.cluster_servers import Cluster
+from tests.conftest import SERVERS
 from tests.declared_keys import watched
 from tests.lua.driver import Driver
+
+
+@pytest.fixture(scope="session", params=sorted(SERVERS))
+def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedRedis | ClusterNode]:
+    """A Redis of each kind in turn; the system's is a cluster of one node."""
+    if request.param == "system":
+        with Cluster(SERVERS["system"], masters=1, replicas=0) as cluster:
+            yield cluster.masters[0]
+    else:
+        with EmbeddedRedis(SERVERS[request.param]) as embedded:
+            yield embedded
 
 
 @pytest.fixture
