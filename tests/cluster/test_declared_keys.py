@@ -24,6 +24,7 @@ def make(url: str, partitions: int = N) -> Bus:
     bus.register("plain")(lambda a: a)
     bus.register("again", idempotent=True)(lambda a: a)
     bus.register("keyed", "{a}", stale=1)(lambda a: a)
+    bus.register("sure", "{a}", durable=True)(lambda a: a)
     return bus
 
 
@@ -45,6 +46,8 @@ def tour(url: str) -> None:
                 assert bus.keyed(a) == a
                 assert bus.keyed.clear_cache(a)
             bus.keyed.clear_all_cache()
+            assert list(bus.sure.map(few)) == [bus.sure(a) for a in few]
+            bus.sure.clear_all_cache()
             for letter in bus.plain.dead_letters():
                 letter.retry().get()
             for route in routes(bus, "plain"):
