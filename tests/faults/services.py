@@ -76,6 +76,15 @@ def queued(place: Place, method: str) -> int:
     return place.client.llen(f"rb:{{test:}}:queue:{method}")
 
 
+def all_late(place: Place, method: str) -> bool:
+    """Whether the time of every job that waits is up to Redis, too.
+
+    That is later than to its caller, by the time that the call was on its way.
+    """
+    entries = place.client.lrange(f"rb:{{test:}}:queue:{method}", 0, -1)
+    return all(int(entry.split(b" ")[3]) / 1000 < place.now() for entry in entries)
+
+
 def replies(place: Place) -> list[bytes]:
     """Return the keys of the outcomes that are in Redis."""
     return list(place.client.scan_iter("rb:{test:}:reply:*"))

@@ -15,6 +15,7 @@ from tests.faults.faces import ASYNCIO, BLOCKING
 from tests.faults.place import BOTH, FACES, Place
 from tests.faults.services import (
     HELD,
+    all_late,
     begun,
     keys,
     let_go,
@@ -228,6 +229,7 @@ def test_one_bus_works_on_after_many_timeouts_at_once(place: Place) -> None:
     futures = [place.apart(brief, number) for number in range(10)]
     for future in futures:
         assert isinstance(future.exception(), CallTimeout)
+    place.eventually(lambda: all_late(place, "held"))
     let_go(place)
     for number in range(100, 120):
         assert bus.note(number) == number
