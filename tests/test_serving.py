@@ -381,6 +381,7 @@ def test_a_heart_that_cannot_beat_says_where_why_and_what_it_does_about_it(
     bus = Bus("test", url="unix:///nowhere/redis.sock")
     bus.register("method")(lambda: 1)
     with bus._serving(None, debug=False) as worker:
+        worker._heart._lanes = list(worker.lanes)  # as it begins
         assert not worker._heart._try_to_beat(healthy=True)
         assert not worker._heart._try_to_beat(healthy=False)
     (said,) = caplog.messages
