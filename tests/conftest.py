@@ -22,6 +22,23 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 
 SERVERS = find_servers()
 FIGURES = "figures"
+# What takes longest is begun first, so that no process is left alone with it at the end.
+LONG = (
+    "tests/faults/",
+    "tests/cluster/test_under_load.py",
+    "tests/test_mutants.py",
+    "tests/test_cache_machine.py",
+    "tests/test_async_bus.py",
+    "tests/test_access.py",
+    "tests/test_clear_race.py",
+    "tests/cluster/",
+    "tests/test_stampede.py",
+    "tests/lua/test_wake_tokens.py",
+    "tests/test_cli.py",
+    "tests/test_packaging.py",
+    "tests/test_readme.py",
+    "tests/test_testing.py",
+)
 Tell = Callable[[str, Mapping[str, object]], None]
 
 
@@ -65,7 +82,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             return "faults" if in_faults(nodeid) else nodeid.partition("::")[0]
 
+    config.option.loadscopereorder = False  # those with the most tests first
     return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # a process of pytest-xdist; alone, the faults come last
+        items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    return next((n for n, name in enumerate(LONG) if item.nodeid.startswith(name)), len(LONG))
 
 
 @pytest.fixture(scope="session", params=sorted(SERVERS))
