@@ -75,12 +75,17 @@ def tell(record_property: Callable[[str, object], None]) -> Tell:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file is run by one process, and all of tests/faults by one too: they wait side by side."""
+    """A file is run by one process, and all of tests/faults by one too: they wait side by side.
+
+    The mutants, which take minutes, are shared out.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
         def _split_scope(self, nodeid: str) -> str:
-            return "faults" if in_faults(nodeid) else nodeid.partition("::")[0]
+            if in_faults(nodeid):
+                return "faults"
+            return nodeid if "finds_every_mutant" in nodeid else nodeid.partition("::")[0]
 
     config.option.loadscopereorder = False  # those with the most tests first
     return Scheduling(config, log)
