@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -784,13 +785,15 @@ def test_the_handlers_of_signals_are_as_before_when_nothing_is_served(url: str) 
 
 
 HANGING = """
-    import asyncio, sys, threading, redis_bus
+    import asyncio, pathlib, sys, threading, redis_bus
     bus = redis_bus.AsyncBus("served")
     @bus.register()
     def plain():
+        pathlib.Path(sys.argv[2]).touch()
         threading.Event().wait()
     @bus.register("async")
     async def waits():
+        pathlib.Path(sys.argv[2]).touch()
         try:
             await asyncio.Event().wait()
         finally:
@@ -806,12 +809,13 @@ HANGING = """
 @pytest.mark.parametrize("concurrency", [1, 2])
 @pytest.mark.parametrize("name", ["plain", "async"])
 def test_a_second_signal_stops_a_job_that_hangs(
-    some: Processes, some_bus: Bus, name: str, concurrency: int
+    some: Processes, some_bus: Bus, tmp_path: Path, name: str, concurrency: int
 ) -> None:
-    process = some.python(HANGING, str(concurrency))
+    begun = tmp_path / "begun"
+    process = some.python(HANGING, str(concurrency), str(begun))
     eventually(lambda: workers(some_bus, name))
     result = some_bus[name].run()
-    eventually(lambda: some_bus.stats()[name]["queued"] == 0)
+    eventually(begun.exists)
     process.send_signal(signal.SIGINT)
     # No longer offered: the first signal was taken.
     eventually(lambda: workers(some_bus, name) == 0)
