@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from . import __version__
+from .cli_bench import bench
 from .cli_call import call, cleanup, clear_cache
 from .cli_common import Exit, describe, exit_code, fail, hide_passwords, opened, url_option
 from .cli_dead import dead
@@ -140,7 +141,7 @@ def shell(bus: str, url: str | None) -> None:
         open_console(opened_bus)
 
 
-for command in (serve, demo, ls, call, stats, dead, clear_cache, cleanup, shell, ping):
+for command in (serve, demo, ls, call, stats, dead, clear_cache, cleanup, shell, ping, bench):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from enum import IntEnum
 from typing import Any, NoReturn, TypeVar
 
@@ -108,6 +108,17 @@ def confirm(question: str) -> bool:
 def print_json(value: object) -> None:
     """Print a value that JSON has, for people and programs alike."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(rows: Sequence[Sequence[str]], texts: Collection[int] = (0,)) -> None:
+    """Print rows in columns: those of texts to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column in texts else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        click.echo("  ".join(cells).rstrip())
 
 
 def find_method(bus: Bus, name: str) -> Method[..., Any]:

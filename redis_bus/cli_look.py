@@ -12,7 +12,15 @@ import click
 
 from . import directory, layout, signature
 from .bus import Bus
-from .cli_common import count, first_line, json_option, opened, print_json, url_option
+from .cli_common import (
+    count,
+    first_line,
+    json_option,
+    opened,
+    print_json,
+    print_table,
+    url_option,
+)
 from .descriptor import Descriptor
 from .errors import BusError, ProtocolError
 from .protocol import Service, methods_key
@@ -133,7 +141,7 @@ def stats(bus: str, pattern: str | None, as_json: bool, url: str | None) -> None
     for name, fields in chosen:
         numbers = [str(int(fields[head])) for head in heads]
         rows.append([name, *numbers, _show_latency(fields["latency"])])
-    _print_table(rows)
+    print_table(rows)
     _print_layout(where)
 
 
@@ -150,14 +158,6 @@ def _show_latency(seconds: float) -> str:
     return f"{seconds * 1000:.2f} ms" if seconds < 0.01 else f"{seconds * 1000:.0f} ms"
 
 
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows in columns, the first to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        click.echo("  ".join([row[0].ljust(widths[0]), *cells]))
-
-
 @click.command(short_help="Show latency to Redis, its version, who is alive.")
 @click.argument("bus", required=False)
 @json_option
@@ -171,7 +171,7 @@ def ping(bus: str | None, as_json: bool, url: str | None) -> None:
     with opened(bus or "redis_bus", url) as opened_bus:
         address = opened_bus._core.transport.address
         latency_ms = _measure_ms(opened_bus)
-        server, version = _server_version(opened_bus)
+        server, version = server_version(opened_bus)
         found: dict[str, object] = {
             "address": address,
             "server": server,
@@ -203,7 +203,7 @@ def _measure_ms(bus: Bus) -> float:
     return statistics.median(times[1:]) * 1000
 
 
-def _server_version(bus: Bus) -> tuple[str, str]:
+def server_version(bus: Bus) -> tuple[str, str]:
     try:
         reply = bus._core.transport.exchange(("INFO", "server"))[0]
     except BusError:

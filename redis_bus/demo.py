@@ -7,31 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
 import pydoc
-import subprocess
-import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 
 from . import folders
 from .bus import Bus
 from .cli_signals import EndingSignals
-from .embedded import EmbeddedRedis, die_with_parent
+from .embedded import EmbeddedRedis
 from .errors import BusError
+from .owned import OwnedProcess
 
 SERVICES = ("rng.bus", "simple_math.bus")
 BUS = "sample_playground"
 METHODS = 5
 READY_SECONDS = 20.0
 CALL_SECONDS = 10.0
-STOP_SECONDS = 5.0
 POLL_SECONDS = 0.02
 
 # Lines that begin with # are told, all others are run and shown.
@@ -69,7 +65,7 @@ bus.cleanup()
 
 
 class DemoFailed(BusError):
-    """A worker of the demo did not start; the message has its last words."""
+    """The samples were not served in time."""
 
 
 def run() -> None:
@@ -127,54 +123,15 @@ def _dim(text: str) -> str:
 # -- the workers ------------------------------------------------------------------------------
 
 
-class _Worker:
-    """A process that serves one of the samples; its output goes to a file that has no name."""
-
-    def __init__(self, target: str, folder: Path, url: str) -> None:
-        self.target = target
-        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `wait`
-        # Nothing is written beside the samples, not even their bytecode.
-        kept = {name: v for name, v in os.environ.items() if not name.startswith("REDIS_BUS_")}
-        environment = {**kept, "REDIS_BUS_URL": url, "PYTHONDONTWRITEBYTECODE": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "redis_bus", "serve", target],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            # Ctrl-C in the terminal is for the demo, which stops its workers.
-            start_new_session=True,
-            preexec_fn=die_with_parent(),
-        )
-
-    def check(self) -> None:
-        """Raise DemoFailed where the process has ended."""
-        if self._process.poll() is not None:
-            self._output.seek(0)
-            said = self._output.read().decode("utf-8", "replace").strip() or "it said nothing"
-            raise DemoFailed(f"redis-bus {self.target} ended: {said.splitlines()[-1]}")
-
-    def ask_to_stop(self) -> None:
-        self._process.terminate()
-
-    def wait(self) -> None:
-        try:
-            self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._output.close()
-
-
 @contextlib.contextmanager
-def _workers(url: str) -> Iterator[list[_Worker]]:
+def _workers(url: str) -> Iterator[list[OwnedProcess]]:
     """Serve the samples, each in a process of its own."""
     folder = Path(str(folders.find("sample")))
-    workers: list[_Worker] = []
+    workers: list[OwnedProcess] = []
     try:
         for target in SERVICES:
-            workers.append(_Worker(target, folder, url))
+            line = ["-m", "redis_bus", "serve", target]
+            workers.append(OwnedProcess(line, f"redis-bus {target}", url, folder))
         yield workers
     finally:
         for worker in workers:
@@ -183,7 +140,7 @@ def _workers(url: str) -> Iterator[list[_Worker]]:
             worker.wait()
 
 
-def _wait_for_workers(bus: Bus, workers: list[_Worker], signals: EndingSignals) -> None:
+def _wait_for_workers(bus: Bus, workers: list[OwnedProcess], signals: EndingSignals) -> None:
     end = time.monotonic() + READY_SECONDS
     while time.monotonic() < end:
         signals.check()

@@ -91,6 +91,20 @@ def workers(bus: Bus, method: str) -> int:
     return int(bus.stats().get(method, {}).get("workers", 0))
 
 
+def processes_with(variable: str) -> list[int]:
+    """Return the processes that have this in their environment, ``NAME=VALUE``, and still run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if variable.encode() in environment.split(b"\0"):
+                found.append(int(entry.name))
+    return found
+
+
 class Processes:
     """Starts processes of a test, with the test's Redis as theirs; ends what is left of them."""
 

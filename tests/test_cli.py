@@ -469,6 +469,7 @@ def test_help_says_what_it_is_with_examples_and_every_command(alone: Processes) 
     assert shown.returncode == 0
     assert shown.stdout.count("in a second or two") == 2
     commands = ["serve", "demo", "ls", "call", "stats", "clear-cache", "cleanup", "shell", "ping"]
+    commands += ["dead", "bench"]
     for word in [*commands, "Examples:", "redis-bus --embedded simple_math.bus", "3 no workers"]:
         assert word in shown.stdout
     for command in commands:

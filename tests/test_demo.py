@@ -15,7 +15,7 @@ from typing import Any
 import pexpect
 import pytest
 
-from tests.support import PATIENCE_SECONDS, SAMPLE, Processes, eventually
+from tests.support import PATIENCE_SECONDS, SAMPLE, Processes, eventually, processes_with
 
 DEMO_SECONDS = 10.0
 MARK = "REDIS_TEST_DEMO"
@@ -44,16 +44,7 @@ class Demo:
 
     def left_processes(self) -> list[int]:
         """Return the processes that were started by the demo, or are it, and still run."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdecimal():
-                try:
-                    environment = (entry / "environ").read_bytes()
-                except OSError:
-                    continue
-                if self.mark.encode() in environment.split(b"\0"):
-                    found.append(int(entry.name))
-        return found
+        return processes_with(self.mark)
 
     def left_files(self) -> list[Path]:
         return [*self.temporary.iterdir(), *self.here.iterdir()]

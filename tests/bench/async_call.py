@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
-import time
 from collections.abc import Awaitable, Callable
 
 import redis.asyncio as aioredis
@@ -30,27 +29,13 @@ from side_by_side import (
 )
 
 from redis_bus import AsyncBus
+from redis_bus.bench_meter import rate
 from redis_bus.embedded import EmbeddedRedis
 
 WORKERS = 2
 IN_FLIGHT = (1, 32, 1000)
 NAME = "bench-caller"
 PAIR = "redis.asyncio LPUSH/BLPOP, 1 in flight"
-
-
-async def rate(call: Callable[[], Awaitable[object]], in_flight: int, seconds: float) -> float:
-    """Return how many calls a second come back, with so many on their way all the time."""
-    end, done = time.perf_counter() + seconds, 0
-
-    async def caller() -> None:
-        nonlocal done
-        while time.perf_counter() < end:
-            await call()
-            done += 1
-
-    started = time.perf_counter()
-    await asyncio.gather(*(caller() for _ in range(in_flight)))
-    return done / (time.perf_counter() - started)
 
 
 async def measure(url: str, rounds: int, seconds: float) -> None:

@@ -1,6 +1,6 @@
 """Measure a call against what it is made of, side by side in one run.
 
-    python tests/bench/call.py [--url URL] [--rounds N] [--calls N]
+    python tests/bench/call.py [--url URL] [--rounds N] [--seconds S]
 
 One caller, one worker process each. Every round measures each contender for a short while, in
 turn, so that a noisy machine is noisy for all; the figures are medians over all calls, and the
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import redis
@@ -20,7 +19,6 @@ from side_by_side import (
     BUS,
     REPLY,
     REQUEST,
-    bare_pair,
     processes,
     ratio,
     wait_for_workers,
@@ -28,33 +26,25 @@ from side_by_side import (
 )
 
 from redis_bus import Bus
+from redis_bus.bench_bare import pair
+from redis_bus.bench_meter import timed
 from redis_bus.embedded import EmbeddedRedis
-
-
-def timed(function: Callable[[], object], calls: int) -> list[float]:
-    """Return how long each call took, in us."""
-    spent = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        function()
-        spent.append((time.perf_counter() - start) * 1e6)
-    return spent
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", help="a Redis to use; by default a private one")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--calls", type=int, default=400, help="calls a round")
+    parser.add_argument("--seconds", type=float, default=0.2, help="of each contender in a round")
     options = parser.parse_args()
     if options.url:
-        measure(options.url, options.rounds, options.calls)
+        measure(options.url, options.rounds, options.seconds)
         return
     with EmbeddedRedis() as server:
-        measure(server.url, options.rounds, options.calls)
+        measure(server.url, options.rounds, options.seconds)
 
 
-def measure(url: str, rounds: int, calls: int) -> None:
+def measure(url: str, rounds: int, seconds: float) -> None:
     client = redis.Redis.from_url(url)
     bus = Bus(BUS, url=url)
     with processes(worker(), BARE_WORKER, url=url) as children:
@@ -64,20 +54,20 @@ def measure(url: str, rounds: int, calls: int) -> None:
         cached_bytes = b"1700000000000000 0\nm\x03"
         client.set("bench:value", cached_bytes)
         contenders: dict[str, Callable[[], object]] = {
-            "redis-py LPUSH/BLPOP pair": bare_pair(client),
+            "redis-py LPUSH/BLPOP pair": pair(client, REQUEST, REPLY),
             "uncached call": lambda: bus.echo(1, 2),
             "Redis.get": lambda: client.get("bench:value"),
             "cached hit": lambda: bus.cached(1, 2),
         }
         medians: dict[str, list[float]] = {name: [] for name in contenders}
         for function in contenders.values():
-            timed(function, calls // 4)
+            timed(function, seconds / 4)
         for _ in range(rounds):
             for name, function in contenders.items():
-                medians[name].append(statistics.median(timed(function, calls)))
+                medians[name].append(statistics.median(timed(function, seconds)))
     report(medians)
     bus.cleanup()
-    client.delete("bench:value", REQUEST, REPLY)
+    client.delete("bench:value")
 
 
 def report(medians: dict[str, list[float]]) -> None:

@@ -8,28 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import redis
-
 from redis_bus import Bus
+from redis_bus.bench_meter import ratios
+from redis_bus.bench_names import NAME_VARIABLE, PAIR, reply_list, request_list
 
 BUS = "bench"
-REQUEST, REPLY = "bench:request", "bench:reply"
+REQUEST, REPLY = request_list(BUS, PAIR), reply_list(BUS, PAIR)
 # The least that a request and a reply over Redis take with redis-py, on both sides. A request says
 # where its reply is waited for.
-BARE_WORKER = f"""
-import os, redis
-client = redis.Redis.from_url(os.environ["REDIS_BUS_URL"])
-while True:
-    reply = client.blpop("{REQUEST}")[1]
-    client.lpush(reply, b"3")
-"""
+BARE_WORKER = f"from redis_bus.bench_bare import main; main({PAIR!r})"
 
 
 def worker(prefix: str = "", concurrency: int = 1) -> str:
@@ -47,20 +40,10 @@ bus.serve(concurrency={concurrency})
 """
 
 
-def bare_pair(client: redis.Redis, reply: str = REPLY) -> Callable[[], object]:
-    """Return what makes a request to the bare worker and waits for its reply in that list."""
-
-    def pair() -> object:
-        client.lpush(REQUEST, reply)
-        return client.blpop([reply])
-
-    return pair
-
-
 @contextlib.contextmanager
 def processes(*codes: str, url: str) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Run programs beside the block, on one Redis; give their processes."""
-    env = {**os.environ, "REDIS_BUS_URL": url}
+    env = {**os.environ, "REDIS_BUS_URL": url, NAME_VARIABLE: BUS}
     # Elsewhere than in a clone: there, `-c` would find its redis_bus before the installed one.
     children = [subprocess.Popen([sys.executable, "-c", code], env=env, cwd="/") for code in codes]
     try:
@@ -96,5 +79,5 @@ def resident_mb() -> float:
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, str]:
     """Return the median of the ratios of each round, and between which they were."""
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return statistics.median(ratios), f"rounds {min(ratios):.2f} to {max(ratios):.2f}"
+    median, least, most = ratios(ours, theirs)
+    return median, f"rounds {least:.2f} to {most:.2f}"

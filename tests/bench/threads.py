@@ -14,8 +14,6 @@ import argparse
 import contextlib
 import multiprocessing
 import statistics
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -23,8 +21,7 @@ import redis
 from side_by_side import (
     BARE_WORKER,
     BUS,
-    REPLY,
-    bare_pair,
+    REQUEST,
     connections,
     processes,
     ratio,
@@ -34,6 +31,10 @@ from side_by_side import (
 )
 
 from redis_bus import Bus
+from redis_bus.bench_bare import pair
+from redis_bus.bench_meter import rate_of_threads
+from redis_bus.bench_names import PAIR as PAIR_KIND
+from redis_bus.bench_names import reply_list
 from redis_bus.embedded import EmbeddedRedis
 
 NAME = "bench-caller"
@@ -57,7 +58,7 @@ def contender(kind: str, url: str) -> Iterator[Callable[[int], Callable[[], obje
     """Give what makes, for the number of a thread, what that thread calls."""
     if kind == PAIR:
         with redis.Redis.from_url(url, client_name=NAME) as client:
-            yield lambda number: bare_pair(client, f"{REPLY}:{number}")
+            yield lambda number: pair(client, REQUEST, reply_list(BUS, PAIR_KIND, number))
         return
     with Bus(BUS, url=url, client_name=NAME) as bus:
         method = bus[f"{KINDS[kind]}echo"]
@@ -66,30 +67,15 @@ def contender(kind: str, url: str) -> Iterator[Callable[[int], Callable[[], obje
 
 def measure(kind: str, threads: int, seconds: float, url: str) -> Line:
     """Call with so many threads for so long, after as long a warm-up."""
-    done = [0] * threads
-    begin, end = time.perf_counter() + seconds, time.perf_counter() + 2 * seconds
-    failures: list[BaseException] = []
-
-    def run(number: int, call: Callable[[], object]) -> None:
-        try:
-            while (now := time.perf_counter()) < end:
-                call()
-                done[number] += now >= begin
-        except BaseException as error:  # noqa: BLE001 - it ends the measurement, below
-            failures.append(error)
-
+    seen: list[tuple[int, float]] = []
     with contender(kind, url) as call_of, redis.Redis.from_url(url) as client:
-        callers = [threading.Thread(target=run, args=(n, call_of(n))) for n in range(threads)]
-        for one in callers:
-            one.start()
-        time.sleep(max(0, (begin + end) / 2 - time.perf_counter()))
-        seen, memory = connections(client.client_list(), NAME), resident_mb()
-        for one in callers:
-            one.join()
-        took = time.perf_counter() - begin
-    if failures:
-        raise failures[0]
-    return Line(sum(done) / took, seen, memory)
+        calls = [call_of(number) for number in range(threads)]
+
+        def look() -> None:
+            seen.append((connections(client.client_list(), NAME), resident_mb()))
+
+        rate = rate_of_threads(calls, seconds, warm_up=seconds, amid=look)
+    return Line(rate, *seen[0])
 
 
 def rounds(url: str, count: int, seconds: float, threads: list[int]) -> dict[str, list[Line]]:
