@@ -29,6 +29,26 @@ _UNKNOWN = re.compile(r"unexpected keyword argument '(\w+)'")
 _INVALID_VALUE = re.compile(r"Invalid value for .(\w+). in connection URL")
 
 
+def _make_driver() -> dict[str, Any]:
+    """Return how a connection introduces itself to Redis, in redis-py's own words.
+
+    Without it redis-py reads the metadata of its package for each connection, for most of a ms.
+    """
+    try:
+        from redis.driver_info import DriverInfo
+    except ImportError:  # older ones know their version
+        return {}
+    return {"driver_info": DriverInfo(lib_version=redis.__version__)}
+
+
+_DRIVER = _make_driver()
+
+
+def _introduced(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what to add to settings that do not say how a connection introduces itself."""
+    return {} if settings.keys() & {"driver_info", "lib_name", "lib_version"} else _DRIVER
+
+
 def connect(url: str, **redis_kwargs: Any) -> redis.Redis:
     """Return a client for a URL; ``valkey://`` and ``valkeys://`` are ``redis://`` and ``rediss://``.
 
@@ -42,6 +62,7 @@ def connect(url: str, **redis_kwargs: Any) -> redis.Redis:
     client = redis.Redis.from_url(url, **redis_kwargs)
     settings = client.connection_pool.connection_kwargs
     settings.update({name: redis_kwargs[name] for name in settings.keys() & redis_kwargs.keys()})
+    settings.update(_introduced(settings))
     return client
 
 
@@ -162,7 +183,7 @@ def _find_problem_of_query(parts: SplitResult, url: str) -> str | None:
         return "behind its ? are to be parameters, such as socket_timeout=5"
     try:
         connection_class, settings = parse_url(url)
-        connection_class(**settings)
+        connection_class(**settings, **_introduced(settings))
     except TypeError as error:
         unknown = _UNKNOWN.search(str(error))
         return f"there is no parameter {unknown[1]!r}" if unknown else "a parameter is wrong"

@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, ClassVar, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, cast
 
 import redis
 import redis.asyncio as aioredis
@@ -23,7 +23,9 @@ from .bus import DEFAULT_TIMEOUT, Bus
 from .distributed import of_async_client
 from .registration import OF_BUS, Registering
 from .result import parse_id
-from .worker import Worker
+
+if TYPE_CHECKING:
+    from .worker import Worker
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -8,7 +8,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import redis
 
@@ -23,7 +23,9 @@ from .protocol import check_bus_name, check_method_name, check_partitions, check
 from .quota import check_max_jobs
 from .registration import OF_BUS, Registering, Registration, Settings
 from .result import AsyncResult, parse_id
-from .worker import Worker, check_concurrency
+
+if TYPE_CHECKING:
+    from .worker import Worker
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -241,6 +243,8 @@ class Bus(Registering):
         concurrency: int = 1,
         max_jobs: int | None = None,
     ) -> Worker:
+        from .worker import Worker, check_concurrency  # who only calls needs none of it
+
         check_concurrency(concurrency, debug=debug)
         check_max_jobs(max_jobs)
         wanted = [

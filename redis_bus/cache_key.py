@@ -33,13 +33,12 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from string import Formatter
 from types import NoneType
 from typing import Any, NamedTuple
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 from redis_bus.errors import SerializationError
 
@@ -299,14 +298,21 @@ def _moment(value: datetime | time) -> str:
         # The offset is in isoformat(). A name of its own does not count for ==, but shows.
         if zone.tzname(None) != timezone(zone.utcoffset(None)).tzname(None):
             name = " " + _quoted(zone.tzname(None))
-    elif type(zone) is ZoneInfo and zone.key is not None:
-        name = " " + _quoted(zone.key)
+    elif zone is not None and (key := _zone_key(zone)) is not None:
+        name = " " + _quoted(key)
         value = value.replace(tzinfo=None)
     elif zone is not None:
         refused = _RefusedError(f"object of type {type(zone).__qualname__!r}")
         refused.path.append(".tzinfo")
         raise refused
     return f"<{type(value).__name__} {value.isoformat()}{fold}{name}>"
+
+
+def _zone_key(zone: tzinfo) -> str | None:
+    """Return the name by which a zone is found; None where it has none."""
+    from zoneinfo import ZoneInfo  # few programs need it, and it looks at files
+
+    return zone.key if type(zone) is ZoneInfo else None
 
 
 # Any: the key of each table is the exact type of what its function takes.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import click
 
-from . import directory, layout, signature
+from . import directory, signature
 from .bus import Bus
 from .cli_common import (
     count,
@@ -24,6 +24,9 @@ from .cli_common import (
 from .descriptor import Descriptor
 from .errors import BusError, ProtocolError
 from .protocol import Service, methods_key
+
+if TYPE_CHECKING:
+    from .layout import Layout
 
 PINGS = 9
 
@@ -118,6 +121,8 @@ def stats(bus: str, pattern: str | None, as_json: bool, url: str | None) -> None
 
     PATTERN chooses methods, such as 'math_*'. Latency is the mean of a run; in JSON, in seconds.
     """
+    from . import layout
+
     with opened(bus, url) as opened_bus:
         counted = opened_bus.stats()
         core = opened_bus._core
@@ -145,7 +150,7 @@ def stats(bus: str, pattern: str | None, as_json: bool, url: str | None) -> None
     _print_layout(where)
 
 
-def _print_layout(where: layout.Layout | None) -> None:
+def _print_layout(where: Layout | None) -> None:
     for line in [] if where is None or where.is_plain else where.lines():
         click.echo(line)
 
@@ -168,6 +173,8 @@ def ping(bus: str | None, as_json: bool, url: str | None) -> None:
     Of several servers it shows which there are, which slots of a cluster are BUS's own, and how far
     the replicas are behind.
     """
+    from . import layout
+
     with opened(bus or "redis_bus", url) as opened_bus:
         address = opened_bus._core.transport.address
         latency_ms = _measure_ms(opened_bus)
@@ -194,13 +201,15 @@ def ping(bus: str | None, as_json: bool, url: str | None) -> None:
 
 
 def _measure_ms(bus: Bus) -> float:
+    from statistics import median
+
     times = []
     for _ in range(PINGS + 1):
         start = time.perf_counter()
         bus._core.transport.exchange(("PING",), place=methods_key(bus.name))
         times.append(time.perf_counter() - start)
     # The first one makes the connection.
-    return statistics.median(times[1:]) * 1000
+    return median(times[1:]) * 1000
 
 
 def server_version(bus: Bus) -> tuple[str, str]:

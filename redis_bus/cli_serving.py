@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,11 +20,11 @@ from .cli_private import private_url, where_others_look
 from .cli_signals import EndingSignals, bounded_shutdown
 from .cli_target import BadTarget, load_bus, split_target
 from .distributed import describe_url
-from .lapse import lease_of
 from .supervised import OTHERS, Supervised
-from .supervisor import Supervisor
-from .watcher import Watcher
 from .worker import Worker, importing
+
+if TYPE_CHECKING:
+    from .watcher import Watcher
 
 logger = logging.getLogger("redis_bus")
 
@@ -86,6 +87,8 @@ def run(options: ServeOptions) -> None:
                 watcher = stack.enter_context(_watcher(options)) if options.reload else None
             if options.workers and options.workers > 1 and not options.burst:
                 os.environ[OTHERS] = "1"
+            from .supervisor import Supervisor  # a worker by itself has none
+
             supervisor = Supervisor(
                 options.for_child(),
                 options.workers or 1,
@@ -119,6 +122,8 @@ def run(options: ServeOptions) -> None:
             say(banner if options.burst else f"{banner}; ctrl-C stops")
         _warn_of_names(bus, names, say)
         if supervised is not None:
+            from .lapse import lease_of
+
             worker.succeeds, worker.has_others = supervised.succeeds, supervised.has_others
             # What Redis refuses is found out before it counts as served.
             bus._core.drive(bus._core.publish(worker.registrations))
@@ -232,6 +237,8 @@ def _address(url: str) -> str:
 
 
 def _watcher(options: ServeOptions) -> Watcher:
+    from .watcher import Watcher
+
     module, _ = split_target(options.target)
     try:
         return Watcher(module)

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .async_bus import AsyncBus
 from .bus import Bus
 from .worker import ServedAtImport, importing
 
@@ -38,10 +37,12 @@ def load_bus(target: str) -> Bus:
         sys.path.insert(0, folder)
     module = _import(module_name)
     bus = _find(module, module_name, attribute)
-    if isinstance(bus, AsyncBus):
-        bus = bus._bus
     if not isinstance(bus, Bus):
-        raise BadTarget(f"{target} is no Bus, but {_with_article(type(bus).__name__)}")
+        from .async_bus import AsyncBus  # a worker of a Bus needs nothing of it
+
+        if not isinstance(bus, AsyncBus):
+            raise BadTarget(f"{target} is no Bus, but {_with_article(type(bus).__name__)}")
+        bus = bus._bus
     if not bus._core.registrations:
         raise BadTarget(
             f"{target} has nothing to serve: register functions with @{attribute}.register()"
@@ -151,6 +152,8 @@ def _find(module: ModuleType, module_name: str, attribute: str) -> Any:
         try:
             found = getattr(found, name)
         except AttributeError:
+            from .async_bus import AsyncBus
+
             buses = [
                 key for key, value in vars(module).items() if isinstance(value, (Bus, AsyncBus))
             ]

@@ -37,11 +37,13 @@ from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Context, Decimal, InvalidOperation
 from pickle import PicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 from redis_bus.errors import ProtocolError, SerializationError
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
 
 MAX_DEPTH = 64
 """Levels of nested containers that a value may have."""
@@ -111,6 +113,8 @@ def _zone_key(zone: ZoneInfo) -> str:
 def _read_zone(key: str) -> ZoneInfo:
     try:
         if _ZONE_KEY.fullmatch(key):
+            from zoneinfo import ZoneInfo  # few programs need it, and it looks at files
+
             return ZoneInfo(key)
     except (KeyError, ValueError, OSError):
         pass  # not found, not a zone file, a folder: all mean the same here
@@ -124,13 +128,15 @@ def _write_moment(value: datetime | time) -> str:
     fold = ";fold=1" if value.fold else ""
     if zone is None:
         return value.isoformat() + fold
-    if type(zone) is ZoneInfo:
-        return f"{value.replace(tzinfo=None).isoformat()}{fold};zone={_zone_key(zone)}"
     if type(zone) is timezone:
         # The only way to tell a name that was given from the one that is made up (UTC+01:00).
         initargs: tuple[Any, ...] = zone.__getinitargs__()  # type: ignore[attr-defined]
         name = f";name={initargs[1]}" if len(initargs) > 1 else ""
         return value.isoformat() + fold + name
+    from zoneinfo import ZoneInfo
+
+    if type(zone) is ZoneInfo:
+        return f"{value.replace(tzinfo=None).isoformat()}{fold};zone={_zone_key(zone)}"
     raise ValueError(f"{type(value).__name__} with a time zone of type '{type(zone).__name__}'")
 
 

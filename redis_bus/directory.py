@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -33,6 +32,8 @@ def list_names(bus: str) -> Steps[list[str]]:
 def no_such_method(bus: str, name: str, known: Collection[str]) -> str:
     """Say that there is no method of that name, and which are like it."""
     text = f"bus {bus!r} has no method {name!r}"
+    import difflib
+
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.7)
     if close:
         return f"{text}; did you mean {' or '.join(map(repr, close))}?"

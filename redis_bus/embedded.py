@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import fcntl
 import importlib
 import os
@@ -100,6 +99,8 @@ def die_with_parent() -> Callable[[], None] | None:
     """
     if not sys.platform.startswith("linux"):
         return None
+    import ctypes  # which only this needs
+
     prctl = ctypes.CDLL(None, use_errno=True).prctl  # loaded here: the child only calls it
     owner = os.getpid()
 

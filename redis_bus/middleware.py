@@ -5,7 +5,6 @@ The shape is that of Dramatiq's and taskiq's: an object with methods for before,
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import logging
@@ -269,6 +268,8 @@ def _check(middleware: object) -> None:
 
 def _check_other(middleware: Middleware, name: str) -> None:
     """Raise TypeError for a method that is likely meant as a hook, and would never be called."""
+    import difflib
+
     close = difflib.get_close_matches(name, HOOKS, n=1, cutoff=0.8)
     looks_alike = name.startswith(("before_", "after_")) or name.endswith("_failed")
     if (close or looks_alike) and callable(getattr(middleware, name, None)):
