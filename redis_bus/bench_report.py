@@ -48,9 +48,10 @@ ROWS = (
 class Figure:
     """What was measured, beside something else: medians, and the ratios of the rounds.
 
-    None: Redis does not let this user see it.
+    None: Redis does not let this user see it. ``name`` is for programs, and stays.
     """
 
+    name: str
     what: str
     unit: str
     value: float | None
@@ -65,13 +66,13 @@ def figures(seen: Mapping[str, Sequence[float]], refused: Collection[str]) -> li
     """Return all figures, of what was seen in the rounds."""
     found = []
     for what, unit, ours, beside, theirs in ROWS:
+        name = f"{ours}/{theirs}".replace(" ", "_")
         if ours in refused or theirs in refused:
-            found.append(Figure(what, unit, None, beside, None))
+            found.append(Figure(name, what, unit, None, beside, None))
             continue
         values = statistics.median(seen[ours]), statistics.median(seen[theirs])
-        found.append(
-            Figure(what, unit, values[0], beside, values[1], *ratios(seen[ours], seen[theirs]))
-        )
+        compared = ratios(seen[ours], seen[theirs])
+        found.append(Figure(name, what, unit, values[0], beside, values[1], *compared))
     return found
 
 

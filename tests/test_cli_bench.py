@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -56,6 +57,15 @@ def runs(some: Processes, tmp_path: Path) -> Iterator[Runs]:
         yield Runs(some, client, tmp_path)
 
 
+@contextlib.contextmanager
+def user(runs: Runs, *rules: str) -> Iterator[str]:
+    """Make a user who may do all but that; give the address with his name and password."""
+    make = ["reset", "on", ">secret", "~*", "&*", "+@all", *rules]
+    runs.client.execute_command("ACL", "SETUSER", "ben", *make)
+    yield runs.processes.url.replace("unix://", "unix://ben:secret@")
+    runs.client.execute_command("ACL", "DELUSER", "ben")
+
+
 def test_every_figure_is_told_as_json_and_nothing_is_left(
     processes: Processes, client: redis.Redis, tmp_path: Path
 ) -> None:
@@ -69,26 +79,27 @@ def test_every_figure_is_told_as_json_and_nothing_is_left(
     for figure in found["figures"]:
         assert figure["value"] / figure["other"] == pytest.approx(figure["ratio"]), figure
         assert 0 < figure["least"] <= figure["ratio"] <= figure["most"]
-    commands = next(one for one in found["figures"] if one["what"] == "Redis: commands of a call")
+    commands = next(one for one in found["figures"] if one["name"].startswith("call_commands/"))
     # Of the pair it is known: two on either side. Heartbeats may come to it.
     assert round(commands["other"]) == 4 and 3 <= round(commands["value"]) <= 8
 
 
 def test_a_table_is_told_to_who_may_not_see_what_redis_spends(runs: Runs) -> None:
-    runs.client.execute_command(
-        "ACL", "SETUSER", "ben", "reset", "on", ">secret", "~*", "&*", "+@all", "-info", "-memory"
-    )
-    try:
-        there = runs.processes.url.replace("unix://", "unix://ben:secret@")
-        code, out, err = runs.run(*QUICK, REDIS_BUS_URL=there)
-    finally:
-        runs.client.execute_command("ACL", "DELUSER", "ben")
+    with user(runs, "-info", "-memory") as url:
+        code, out, err = runs.run(*QUICK, REDIS_BUS_URL=url)
     assert (code, err) == (0, "") and "secret" not in out
     runs.assert_nothing_is_left()
     told = {line[:40].strip(): line for line in out.splitlines()}
     refused = [name for name, line in told.items() if "not allowed" in line]
     assert len(refused) == 4 and all(name.startswith("Redis: ") for name in refused), out
     assert " us " in told["cached hit, Bus"] and "left of it in Redis: 0 keys" in out
+
+
+def test_who_may_not_delete_keys_is_told_so_and_none_are_made(runs: Runs) -> None:
+    with user(runs, "-scan") as url:
+        code, out, err = runs.run(*QUICK, REDIS_BUS_URL=url)
+    assert (code, out) == (1, "") and err.count("\n") == 1 and "'scan'" in err
+    runs.assert_nothing_is_left()
 
 
 @pytest.mark.parametrize(
@@ -180,7 +191,15 @@ def test_ratios_are_those_of_rounds_and_not_of_medians() -> None:
     seen = {name: [2.0] for _, _, ours, _, theirs in ROWS for name in (ours, theirs)}
     found = figures({**seen, "call": [1, 2, 4], "pair": [2, 4, 8]} | _three(seen, "floor"), ["job"])
     assert found[0] == Figure(
-        "call, Bus", "us", 2, "redis-py LPUSH/BLPOP pair", 4, ratio=0.5, least=0.5, most=0.5
+        "call/pair",
+        "call, Bus",
+        "us",
+        2,
+        "redis-py LPUSH/BLPOP pair",
+        4,
+        ratio=0.5,
+        least=0.5,
+        most=0.5,
     )
     assert rows(found)[1][-2:] == ["0.50", "0.50 to 0.50"]
     weighed = next(row for row in rows(found) if row[0] == "Redis: memory of a queued job")
