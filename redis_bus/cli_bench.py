@@ -148,7 +148,7 @@ def _print(found: dict[str, Any]) -> None:
     left = found["left"]
     line = f"left of it in Redis: {count(left['keys'], 'key')}"
     if left["used_memory"] is not None:
-        line += (
-            f"; used_memory {left['used_memory'] / 1000:+.0f} kB, with the scripts, which it keeps"
-        )
+        grown = left["used_memory"] / 1000
+        # Redis keeps scripts, and since 7.0 a histogram of each command that it ever got.
+        line += f"; used_memory {grown:+.0f} kB, with what it keeps of scripts and commands"
     click.echo(line)
