@@ -36,7 +36,7 @@ for index = 3, first - 1, 3 do
     redis.call('ZREM', serving, worker)
   end
   if redis.call('EXISTS', queue) == 1 and redis.call('EXISTS', wake) == 0 then
-    redis.call('RPUSH', wake, 1)
+    redis.call('RPUSH', wake, '1')
     lost = lost + 1
   end
 end

@@ -10,10 +10,11 @@
 --   lease   how long a flight outlives its budget, of which at most `cap` counts
 --   key, body   the cache key and the arguments, as the worker shall get them
 -- Returns {'hit', entry}, {'joined', job}, {'queued', job, now} (and 1 where the key holds bytes
--- not ours), or {'stale'} (another etag), {'full'}, {'no_workers'}. All times are in ms.
+-- not ours), or {'stale'} (another etag), {'full'}, {'no_workers'}; `now` alone where it is queued
+-- in mode 'wait': so short is no error, so nobody need wake up for it. All times are in ms.
 -- Sent twice with one job id it may enqueue twice: a retry takes a new id.
 -- include: clock
--- include: meta
+-- include: published
 -- include: entry
 -- include: read_flight
 -- include: write_flight
@@ -23,8 +24,8 @@
 -- include: enqueue
 -- include: count
 local meta, stats, queue, wake, reply, pending, serving, cache, flight = unpack(KEYS)
-local method, etag, job, budget, mode, limit, fast, tries = unpack(ARGV)
-local keep, lease, cap, key, body = unpack(ARGV, 9)
+local method, etag, job, budget, mode, limit, fast, tries, keep = unpack(ARGV)
+local lease, cap, key, body = unpack(ARGV, 10)
 
 local function refuse(word)
   if mode == 'wait' then
@@ -33,20 +34,20 @@ local function refuse(word)
   return {word}
 end
 
-local published, _, generation = parse_meta(redis.call('HGET', meta, method))
-if published ~= etag then
+local generation = generation_under(etag, redis.call('HGET', meta, method))
+if not generation then
   return refuse('stale')
 end
-local now, grace = now_ms(), cap + lease
 local entry, soft, start, foreign = live_entry(cache, generation)
+local now, grace = soft ~= 0 and now_ms(), cap + lease
 local fresh = entry and (soft == 0 or now < soft)
 local leader, flown, shared = read_flight(not fresh and flight)
 if entry and mode == 'run' then
   put_reply(reply, string.sub(entry, start), keep)
 end
-local full = is_full(queue, pending, limit, now, grace)
+local full = not fresh and is_full(queue, pending, limit, now, grace)
 if fresh or (entry and (flown == generation or full)) then
-  count(stats, 'hits', 1)
+  count(stats, 'hits', '1')
   return {'hit', entry}
 end
 if not entry and fast ~= '0' and not others_alive(serving, now, fast) then
@@ -60,10 +61,9 @@ if flown == generation then
     write_flight(flight, leader, flown, sharing, 'KEEPTTL')
   end
   outlive(queue, life, false)
-  count(stats, 'joins', 1)
+  count(stats, 'joins', '1')
   return {'joined', leader}
-end
-if full then
+elseif full then
   return refuse('full')
 end
 if entry then -- past its soft expiry: one runs behind this caller's back
@@ -72,9 +72,9 @@ end
 if flight then
   write_flight(flight, job, generation, 0, 'PX', math.min(life > 0 and budget or cap, cap) + lease)
 end
-local deadline = budget > 0 and string.format('%.0f', now + budget) or 0
-local line = {job, 1, tries, deadline, now, etag, mode, generation, flight and #key or '-', method}
-local entry_line, note = table.concat(line, ' ') .. '\n' .. key .. body, flight and 'k' .. key or ''
-enqueue('RPUSH', queue, wake, pending, job, mode, now .. note, entry_line, life, now, grace)
-count(stats, entry and 'hits' or 'queued', 1)
-return entry and {'hit', entry} or {'queued', job, now, foreign}
+local head = job .. ' 1 ' .. tries .. ' ' .. (budget > 0 and now + budget or 0) .. ' ' .. now
+local rest = ' ' .. etag .. ' ' .. mode .. ' ' .. generation .. ' ' .. (flight and #key or '-')
+local line, note = head .. rest .. ' ' .. method .. '\n' .. key .. body, flight and 'k' .. key or ''
+enqueue('RPUSH', queue, wake, pending, job, mode, now .. note, line, life, now, grace)
+count(stats, entry and 'hits' or 'queued', '1')
+return entry and {'hit', entry} or mode == 'wait' and now or {'queued', job, now, foreign}

@@ -28,11 +28,11 @@ local job, outcome, keep, alone, deadline, spent, method, generation, expire, st
 if redis.call('HDEL', running, job) == 0 then
   return 'fenced'
 end
-count(stats, 'runs', 1)
+count(stats, 'runs', '1')
 count(stats, 'run_us', spent)
-local failed = string.sub(outcome, 1, 1) == 'e'
+local failed = string.byte(outcome) == 101 -- e
 if failed then
-  count(stats, 'errors', 1)
+  count(stats, 'errors', '1')
 end
 
 local function store()
@@ -59,7 +59,7 @@ if flight then
     store()
   end
 end
-answer(reply, outcome, joined, tonumber(keep), tonumber(alone), tonumber(deadline))
+answer(reply, outcome, joined, keep, alone, deadline)
 if inboxes then
   tell(inboxes, job, outcome)
 end

@@ -16,6 +16,7 @@
 -- include: clock
 -- include: count
 -- include: parse_job
+-- include: parse_tries
 -- include: put_back
 -- include: read_flight
 -- include: tell
@@ -33,14 +34,15 @@ if not entry then
   return 'gone'
 end
 redis.call('HDEL', running, job)
-local _, deadline, mode, _, _, attempt, tries = parse_job(entry)
+local _, deadline, mode = parse_job(entry)
+local attempt, tries = parse_tries(entry)
 local leader, _, shared = read_flight(flight)
-if not attempt then
+if not mode then
   return 'gone' -- bytes that are no job
 end
 
 if attempt < tries then
-  count(stats, 'retries', 1)
+  count(stats, 'retries', '1')
   if leader == job then
     redis.call('PEXPIRE', flight, cap + lease)
   end
@@ -51,7 +53,7 @@ if attempt < tries then
   return 'requeued'
 end
 
-count(stats, 'lost', 1)
+count(stats, 'lost', '1')
 local joined = '0'
 if leader == job then
   joined = shared
@@ -60,11 +62,11 @@ elseif flight then
   joined = '2'
 end
 if mode == 'run' then
-  alone, deadline = keep, 0
+  alone, deadline = keep, '0'
 elseif mode == 'refresh' then
   alone = 0
 end
-answer(reply, outcome, joined, tonumber(keep), tonumber(alone), tonumber(deadline))
+answer(reply, outcome, joined, keep, alone, deadline)
 tell(inboxes, job, outcome)
 if tries > 1 or mode == 'run' then
   bury(dead, now, 'lost', worker, entry, letters)

@@ -10,42 +10,21 @@
 -- A worker sends this after it popped one wake token, of whichever method; so the first choice is
 -- a queue that waits without a token. Sent twice, it claims a second job.
 -- include: clock
--- include: may_cancel
--- include: parse_job
--- include: pop
+-- include: next_job
 local running, workers, now = KEYS[1], KEYS[2], now_ms()
 
-local function next_job(queue, pending)
-  local entry = pop(queue)
-  while entry do
-    local job, deadline, mode, size = parse_job(entry)
-    if not job then
-      return entry, nil
-    end
-    local late = deadline ~= '0' and now > tonumber(deadline) and size == '-'
-    local noted = may_cancel(mode) and redis.pcall('HGET', pending, job)
-    if type(noted) == 'string' then
-      redis.call('HDEL', pending, job)
-    end
-    if not late and noted ~= '-' then
-      return entry, job
-    end
-    entry = pop(queue)
-  end
-end
-
-local function claim(index, token)
+local function claim(index, may_have_token)
   local queue, wake = KEYS[index], KEYS[index + 1]
-  local entry, job = next_job(queue, KEYS[index + 2])
-  if not entry and not token then
-    return nil
-  end
-  if redis.call('EXISTS', queue) == 0 then
-    if token then
+  local entry, job = next_job(queue, KEYS[index + 2], now)
+  if not entry then
+    if may_have_token then
       redis.call('DEL', wake)
     end
-  elseif not token then
-    redis.call('RPUSH', wake, 1)
+    return nil
+  end
+  -- A queue that waits has one token, an empty one has none.
+  if redis.call('EXISTS', queue, wake) == 1 and redis.call('DEL', wake) == 0 then
+    redis.call('RPUSH', wake, '1')
   end
   local method = index / 3
   if job then
@@ -53,27 +32,37 @@ local function claim(index, token)
     redis.call('HSET', running, job, entry)
     return {method, entry, now}
   end
-  return entry and {0, entry, now, method}
+  return {0, entry, now, method}
 end
 
-local tokens, found = {}, nil
+-- Whether any of those keys may exist, one of each method, from that one on.
+local function any(first)
+  local keys = {}
+  for index = first, #KEYS, 3 do
+    keys[#keys + 1] = KEYS[index]
+  end
+  -- Lua's stack has no room for more.
+  return #keys > 5000 or (#keys > 0 and redis.call('EXISTS', unpack(keys)) > 0)
+end
+
+if #KEYS == 5 then
+  return claim(3, true)
+end
+local tokens, found, has_tokens = {}, nil, any(4)
 for index = 3, #KEYS, 3 do
-  if redis.call('EXISTS', KEYS[index + 1]) == 1 then
+  if has_tokens and redis.call('EXISTS', KEYS[index + 1]) == 1 then
     tokens[#tokens + 1] = index
   elseif not found then
     found = claim(index, false)
+    if found and not has_tokens and not any(index + 3) then
+      break
+    end
   elseif redis.call('EXISTS', KEYS[index]) == 1 then
     -- This may be the token that the worker popped, and who else is about to take serves less.
-    redis.call('RPUSH', KEYS[index + 1], 1)
+    redis.call('RPUSH', KEYS[index + 1], '1')
   end
 end
-if found then
-  return found
+for _, index in ipairs(found and {} or tokens) do
+  found = found or claim(index, true)
 end
-for _, index in ipairs(tokens) do
-  local job = claim(index, true)
-  if job then
-    return job
-  end
-end
-return nil
+return found

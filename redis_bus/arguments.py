@@ -24,7 +24,8 @@ def encode(
     serializer: codec.Serializer,
 ) -> bytes:
     """Return arguments as bytes; headers only where there are any. Raises SerializationError."""
-    value: list[object] = [list(args), dict(kwargs)]
+    # Containers as Python hands them over; what else they are would not make the round trip.
+    value: list[object] = [list(args), kwargs if type(kwargs) is dict else dict(kwargs)]
     if headers:
         value.append(dict(headers))
     return codec.encode(value, serializer, root="arguments")
@@ -32,9 +33,12 @@ def encode(
 
 def decode(body: bytes, serializer: codec.Serializer) -> Arguments:
     """Return what `encode` wrote. Raises ProtocolError, SerializationError."""
-    match codec.decode(body, serializer):
-        case [list(args), dict(kwargs)]:
+    value = codec.decode(body, serializer)
+    if type(value) is list and len(value) == 2:
+        args, kwargs = value
+        if type(args) is list and type(kwargs) is dict:
             return Arguments(tuple(args), kwargs, {})
+    match value:
         case [list(args), dict(kwargs), dict(headers)] if _is_text(headers):
             return Arguments(tuple(args), kwargs, headers)
     raise ProtocolError("its arguments are not ours")

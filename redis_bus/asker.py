@@ -14,9 +14,10 @@ import redis
 from .entries import Job, parse_job
 from .errors import BusError, ProtocolError
 from .failures import refusal
+from .link import Link
 from .protocol import Claim, Command, Post, Route, pack
 from .routing import is_routing
-from .transport import READ_SECONDS, Link, NodeTransport
+from .transport import READ_SECONDS, NodeTransport
 
 if TYPE_CHECKING:
     from .claims import Claims

@@ -81,6 +81,11 @@ class AsyncRouted(LoopBound):
         if node in self._nodes:
             self._nodes[node].forget(command)
 
+    def unlink(self, place: str, key: str) -> None:
+        node = self._map.node(slot_of(place))
+        if node in self._nodes:
+            self._nodes[node].unlink(place, key)
+
     def nodes(self) -> list[AsyncTransport]:
         """Return the servers to which there may be connections."""
         return list(self._nodes.values())

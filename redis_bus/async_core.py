@@ -10,9 +10,8 @@ from .async_cluster import open_loops
 from .core import Core
 from .errors import BusError, ConnectionLost
 from .loops import BusClosed, Connections
-from .protocol import Command
 from .registration import Registration
-from .steps import Request, Steps, Wait
+from .steps import Request, Steps, Wait, Withdrawal
 from .target import Target
 from .transport import READ_SECONDS
 
@@ -89,7 +88,7 @@ class AsyncCore:
         return await self._drive(steps, self.loops.here())
 
     async def _drive(self, steps: Steps[T], transport: Connections) -> T:
-        withdraw: Command | None = None
+        withdraw: Withdrawal | None = None
         try:
             request = next(steps)
             while True:
@@ -108,7 +107,7 @@ class AsyncCore:
             return value
         except asyncio.CancelledError:
             if withdraw is not None:
-                transport.forget(withdraw)
+                transport.forget(withdraw())
             raise
 
 
@@ -134,7 +133,7 @@ async def _wait(request: Request, wait: Wait, transport: Connections) -> list[An
         *replies, found = await transport.exchange(*request.commands, listen, timeout=timeout)
         if wait.only_if is not None and replies[0][0] != wait.only_if:
             if found is None:
-                transport.forget(("UNLINK", service.inboxes(wait.job)))
+                transport.unlink(service.base, service.inboxes(wait.job))
             return [*replies, None]
         if found is None:
             found = await _first(future, wait.seconds)
@@ -143,7 +142,7 @@ async def _wait(request: Request, wait: Wait, transport: Connections) -> list[An
         if found == b"":  # it is too long for a message, or one may have been missed
             found = await _look(wait, transport, timeout)
         if wait.alone and found is not None:
-            transport.forget(("UNLINK", service.reply(wait.job)))
+            transport.unlink(service.base, service.reply(wait.job))
         return [*replies, found]
     finally:
         inbox.ignore(wait.job, future)

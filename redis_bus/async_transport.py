@@ -27,7 +27,7 @@ from .errors import BusError, ConnectionLost
 from .failures import Failure, is_undone
 from .loops import BUS_CLOSED, BusClosed, LoopBound, ask_twice
 from .protocol import Command
-from .transport import LOAD_TRIES, READ_SECONDS, NodeTransport, is_role_of_master
+from .transport import LOAD_TRIES, READ_SECONDS, SOON_SECONDS, NodeTransport, is_role_of_master
 
 T = TypeVar("T")
 Link = TypeVar("Link", bound=AsyncLink)
@@ -63,6 +63,7 @@ class AsyncTransport(LoopBound):
         self._inbox: Inbox | None = None
         self._confirmer = Confirmer(self._open, self._begin, base)
         self._forgotten: deque[Command] = deque(maxlen=MAX_FORGOTTEN)
+        self._unlinked: dict[str, list[str]] = {}
 
     async def exchange(
         self,
@@ -110,7 +111,9 @@ class AsyncTransport(LoopBound):
             link = await self._connected(min(timeout, self._connect_seconds))
         except ConnectionLost as error:
             return [], error
-        timeout = max(LOOK_AGAIN_SECONDS, timeout - (self._loop.time() - started))
+        passed = self._loop.time() - started
+        if passed > SOON_SECONDS:  # else it is not worth a timer of its own: see `within`
+            timeout = max(LOOK_AGAIN_SECONDS, timeout - passed)
         if asking:
             found = unasked(await within(link, link.exchange(with_asking(commands)), timeout))
         else:
@@ -156,6 +159,21 @@ class AsyncTransport(LoopBound):
                 link.exchange((load, command)).add_done_callback(ignore)
 
         link.exchange((command,)).add_done_callback(again)
+
+    def unlink(self, place: str, key: str) -> None:
+        """Delete a key of a place, with all others of this turn; nobody waits for it."""
+        if not self._unlinked:
+            self._loop.call_soon(self._unlink)
+        self._unlinked.setdefault(place, []).append(key)
+
+    def _unlink(self) -> None:
+        found, self._unlinked = self._unlinked, {}
+        for keys in found.values():
+            self.forget(("UNLINK", *keys))
+
+    def shut(self) -> tuple[list[asyncio.Task[Any]], list[AsyncLink]]:
+        self._unlink()
+        return super().shut()
 
     def _forget_later(self, command: Command) -> None:
         """Send such a command over the next connection, which is made for it if need be."""

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import logging
 import os
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from . import context, durable, nested, outcome
@@ -28,7 +29,7 @@ from .failures import NotNow, is_undone, is_unreachable
 from .middleware import Call
 from .partitions import announce
 from .protocol import Command, Route
-from .steps import Request, Steps, Wait, ask
+from .steps import Request, Steps, Wait, Withdrawal, ask
 from .target import Args, Kwargs, Options, ShownCall, Target
 from .waiting import FIRST_SLICE_SECONDS, FlightLostError, Ticket, slice_of, wait
 
@@ -61,9 +62,20 @@ class Source(Protocol):
         """Ask Redis what is published now. Raises BusError where the method is gone."""
 
 
+# Ids that were drawn and not used yet: the system is asked for many at a time.
+_ids: list[str] = []
+os.register_at_fork(after_in_child=_ids.clear)
+
+
 def new_job_id() -> str:
     """Return 16 characters that no other job has."""
-    return base64.urlsafe_b64encode(os.urandom(12)).decode("ascii")
+    try:
+        return _ids.pop()
+    except IndexError:
+        text = base64.urlsafe_b64encode(os.urandom(12 * 64)).decode("ascii")
+        job, *others = (text[i : i + 16] for i in range(0, len(text), 16))
+        _ids.extend(others)
+        return job
 
 
 def call(
@@ -81,13 +93,8 @@ def call(
     for attempt in range(MAX_TRIES):
         target, key, body = yield from prepare(source, args, kwargs, seen)
         shown = ShownCall(target.name, args, kwargs)
-        if deadline.left() == 0.0 and lost is not None:
-            raise ConnectionLost(lost_message(shown, target, lost)) from lost
-        if deadline.left() == 0.0 and attempt > 0:
-            text = f"{shown}: no reply in {deadline.budget:.3g} s; its job was lost, or refused as"
-            raise CallTimeout(f"{text} of another registration, and no time is left to try again")
-        if deadline.left() == 0.0 and key is None:
-            raise CallTimeout(f"{shown}: not sent, no time is left ({deadline.describe()})")
+        if deadline.left() == 0.0:
+            _check_late(deadline, attempt, key, lost, target, shown)
         try:
             if key is None:
                 found = yield from _call_alone(source, target, body, shown, deadline, options, seen)
@@ -111,6 +118,24 @@ def call(
         yield from _discard(target, key or b"", found.entry, shown)
     shown = ShownCall(target.name, args, kwargs)
     raise BusError(f"{shown}: given up, its registration or its value changes all the time")
+
+
+def _check_late(
+    deadline: Deadline,
+    attempt: int,
+    key: bytes | None,
+    lost: ConnectionLost | None,
+    target: Target,
+    shown: ShownCall,
+) -> None:
+    """Raise the error of a call that has no time left; with a key, it may be cached yet."""
+    if lost is not None:
+        raise ConnectionLost(lost_message(shown, target, lost)) from lost
+    if attempt > 0:
+        text = f"{shown}: no reply in {deadline.budget:.3g} s; its job was lost, or refused as"
+        raise CallTimeout(f"{text} of another registration, and no time is left to try again")
+    if key is None:
+        raise CallTimeout(f"{shown}: not sent, no time is left ({deadline.describe()})")
 
 
 def run(
@@ -137,7 +162,7 @@ def run(
             status = yield from _send(
                 route,
                 command,
-                withdrawal(route, job, flight) if route.durable else None,
+                _withdraw(source, route, job, flight) if route.durable else None,
                 shown,
                 deadline,
                 durable.KEPT,
@@ -160,8 +185,14 @@ def run(
 def clear(source: Source, args: Args, kwargs: Kwargs) -> Steps[bool]:
     """Forget one cached value. Returns whether there was one."""
     for _ in range(MAX_TRIES):
-        target, key = yield from _bind(source, args, kwargs)
-        if key is not None:
+        target = source.target
+        try:
+            values = target.bind(*args, **kwargs)
+        except TypeError as error:
+            target = yield from _newer(source, target, error)
+            values = target.bind(*args, **kwargs)
+        if target.key is not None:
+            key = target.key(values)
             route = target.route_for(key)
             status = yield from durable.clear(route, route.clear(key))
             if status != b"stale":
@@ -207,23 +238,23 @@ def prepare(
     source: Source, args: Args, kwargs: Kwargs, seen: Call | None
 ) -> Steps[tuple[Target, bytes | None, bytes]]:
     """Return what is called, under which cache key, and the arguments as bytes."""
-    target, key = yield from _bind(source, args, kwargs)
+    target = source.target
+    try:
+        values = target.bind(*args, **kwargs)
+    except TypeError as error:
+        target = yield from _newer(source, target, error)
+        values = target.bind(*args, **kwargs)
+    key = None if target.key is None else target.key(values)
     headers = context.current() if seen is None else context.checked(seen.headers)
     return target, key, target.encode(args, kwargs, headers)
 
 
-def _bind(source: Source, args: Args, kwargs: Kwargs) -> Steps[tuple[Target, bytes | None]]:
-    """Bind against what is published: arguments that do not fit may fit a newer registration."""
-    target = source.target
-    try:
-        values = target.bind(*args, **kwargs)
-    except TypeError:
-        newer = yield from source.refreshed()
-        if newer.etag == target.etag:
-            raise
-        target = newer
-        values = target.bind(*args, **kwargs)
-    return target, None if target.key is None else target.key(values)
+def _newer(source: Source, target: Target, error: TypeError) -> Steps[Target]:
+    """Return a newer registration, which arguments may fit that do not fit the known one."""
+    newer = yield from source.refreshed()
+    if newer.etag == target.etag:
+        raise error
+    return newer
 
 
 def note_status(seen: Call | None, status: list[Any]) -> None:
@@ -257,6 +288,8 @@ def _call_alone(
         seconds, timeout = slice_of(deadline, FIRST_SLICE_SECONDS)
         slice_ = Wait(route.service, job, seconds, alone=True, only_if=b"queued")
         status, reply = yield Request((command,), timeout, wait=slice_, withdraw=withdraw)
+        if isinstance(status, int):  # mode 'wait': when it was queued
+            status = [b"queued", b"", status]
     note_status(seen, status)
     if status[0] != b"queued":
         raise_refusal(status, target, shown)
@@ -320,7 +353,7 @@ def _call_keyed(
 def _send(
     route: Route,
     command: Command,
-    withdraw: Command | None,
+    withdraw: Withdrawal | None,
     shown: ShownCall | str,
     deadline: Deadline,
     only_if: tuple[bytes, ...] = durable.ENQUEUED,
@@ -334,10 +367,10 @@ def _send(
     return list((yield Request((command,), timeout, withdraw=withdraw))[0])
 
 
-def _withdraw(source: Source, route: Route, job: str, flight: bytes | None) -> Command | None:
+def _withdraw(source: Source, route: Route, job: str, flight: bytes | None) -> Withdrawal | None:
     """The `withdrawal` of a job whose caller may go away, or may not have it accepted."""
     if source.listens or route.durable:
-        return withdrawal(route, job, flight)
+        return partial(withdrawal, route, job, flight)
     return None
 
 

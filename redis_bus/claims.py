@@ -211,9 +211,11 @@ class Outcomes:
         self._bytes = 0
 
     def add(self, job: Job, finish: Command) -> None:
-        size = sum(len(part) for part in finish if isinstance(part, bytes))
-        self._bytes -= self._found.pop((job.id, job.attempt), ((), 0))[1]
-        self._found[job.id, job.attempt] = finish, size
+        size = sum([len(part) for part in finish if type(part) is bytes])
+        key = job.id, job.attempt
+        if key in self._found:
+            self._bytes -= self._found.pop(key)[1]
+        self._found[key] = finish, size
         self._bytes += size
         while len(self._found) > MOST_OUTCOMES or self._bytes > MOST_BYTES:
             _, (_, size) = self._found.popitem(last=False)

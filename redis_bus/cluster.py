@@ -11,6 +11,7 @@ from .confirm import Confirm
 from .distributed import Deployment, OneNode, Sentinels
 from .errors import BusError, ConnectionLost
 from .failures import explain
+from .link import Link
 from .maps import ClusterMap, Map, SentinelMap
 from .protocol import Command
 from .routing import (
@@ -27,7 +28,7 @@ from .routing import (
     is_routing,
 )
 from .slots import Node, slot_of
-from .transport import READ_SECONDS, Link, NodeTransport, Transport, ask_twice
+from .transport import READ_SECONDS, NodeTransport, Transport, ask_twice
 
 T = TypeVar("T")
 

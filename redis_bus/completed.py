@@ -13,11 +13,12 @@ import redis
 from .deadline import Deadline, check_seconds
 from .errors import BusError, CallTimeout, ConnectionLost
 from .failures import refusal
+from .link import Link
 from .protocol import MOVED_TAG, SLICE_SECONDS, Command, Service, pack
 from .result import AsyncResult
 from .steps import Steps, ask
 from .sweep import sweep
-from .transport import LEAST_SECONDS, READ_SECONDS, Link, Transport
+from .transport import LEAST_SECONDS, READ_SECONDS, Transport
 from .waiting import AFTER_LEASE_SECONDS, FIRST_SLICE_SECONDS, MAX_MOVES, Away
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from .logs import LogRuns
 from .middleware import Chain
 from .protocol import Command
 from .registration import Registration
-from .steps import Request, Steps, Wait
+from .steps import Request, Steps, Wait, Withdrawal
 from .target import Target
 from .transport import Transport
 
@@ -45,7 +45,7 @@ class Core:
 
         ``gone`` is told, at a KeyboardInterrupt, what withdraws the job: see `Request.withdraw`.
         """
-        withdraw: Command | None = None
+        withdraw: Withdrawal | None = None
         try:
             request = next(steps)
             while True:
@@ -72,7 +72,7 @@ class Core:
             return value
         except KeyboardInterrupt:
             if withdraw is not None and gone is not None:
-                gone(withdraw)
+                gone(withdraw())
             raise
         except RuntimeError as error:
             # What Python makes of a StopIteration that a remote function raised.

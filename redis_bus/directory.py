@@ -16,6 +16,8 @@ from .steps import Steps, ask
 from .target import Target
 
 logger = logging.getLogger(__name__)
+# How many methods are asked for in one write.
+COUNTED_AT_ONCE = 100
 SCAN_COUNT = 1000
 
 
@@ -121,46 +123,58 @@ def _replace(bus: str, target: Target, descriptor: Descriptor, old: bytes) -> St
     return [("HDEL", place.at(part).meta, other.name) for part in range(span)]
 
 
+class _Tally:
+    """What is known of one method, over all partitions that there ever were."""
+
+    def __init__(self) -> None:
+        self.counted: Counter[str] = Counter()
+        self.queued = self.alive = self.dead = 0
+
+    def add(self, part: int, fields: Any, state: list[Any], letters: int) -> None:
+        pairs = as_pairs(fields)
+        self.counted.update({name.decode(errors="replace"): _as_count(n) for name, n in pairs})
+        if part == 0:  # whoever is alive there is so in the others
+            self.alive = state[0]
+        self.queued += state[1]
+        self.dead += letters
+
+    def as_stats(self) -> dict[str, float]:
+        counted = self.counted
+        hits, joins, runs = counted["hits"], counted["joins"], counted["runs"]
+        return {
+            "calls": hits + joins + counted["queued"],
+            "hits": hits,
+            "joins": joins,
+            "errors": counted["errors"],
+            "lost": counted["lost"],
+            "dead": self.dead,
+            "queued": self.queued,
+            "workers": self.alive,
+            "latency": round(counted["run_us"] / runs / 1e6, 6) if runs else 0.0,
+        }
+
+
 def stats(bus: str) -> Steps[dict[str, dict[str, float]]]:
     """Return the counters of every method; see `Bus.stats`."""
     descriptors = yield from list_descriptors(bus)
-    result: dict[str, dict[str, float]] = {}
-    for descriptor in descriptors:
-        counted, queued, alive, dead = yield from _count(
-            Service(bus, descriptor.service), descriptor
-        )
-        hits, joins = counted.get("hits", 0), counted.get("joins", 0)
-        runs = counted.get("runs", 0)
-        result[descriptor.name] = {
-            "calls": hits + joins + counted.get("queued", 0),
-            "hits": hits,
-            "joins": joins,
-            "errors": counted.get("errors", 0),
-            "lost": counted.get("lost", 0),
-            "dead": dead,
-            "queued": queued,
-            "workers": alive,
-            "latency": round(counted.get("run_us", 0) / runs / 1e6, 6) if runs else 0.0,
-        }
-    return result
-
-
-def _count(service: Service, descriptor: Descriptor) -> Steps[tuple[Counter[str], int, int, int]]:
-    """Return a method's counters, and its jobs that wait, workers and dead letters.
-
-    Over all partitions that there ever were. Whoever is alive in partition 0 is so in the others.
-    """
-    counted: Counter[str] = Counter()
-    queued = alive = dead = 0
-    part, span = 0, descriptor.partitions
-    while part < span:
-        route = Route(service.at(part), descriptor.name)
-        asked = ("HGETALL", route.stats), route.state("", 0), ("LLEN", route.dead), service.span()
-        fields, state, letters, found = yield ask(*asked)
-        counted.update({n.decode(errors="replace"): _as_count(v) for n, v in as_pairs(fields)})
-        alive, queued, dead = alive if part else state[0], queued + state[1], dead + letters
-        part, span = part + 1, max(span, read_span(found))
-    return counted, queued, alive, dead
+    tallies = {descriptor.name: _Tally() for descriptor in descriptors}
+    todo = [(one, part) for one in descriptors for part in range(one.partitions)]
+    while todo:
+        now, todo = todo[:COUNTED_AT_ONCE], todo[COUNTED_AT_ONCE:]
+        commands: list[Command] = []
+        for one, part in now:
+            service = Service(bus, one.service).at(part)
+            route = Route(service, one.name)
+            commands += [("HGETALL", route.stats), route.state("", 0), ("LLEN", route.dead)]
+            commands.append(service.span())
+        replies = iter((yield ask(*commands)))
+        for (one, part), (fields, state, letters, found) in zip(
+            now, zip(*[replies] * 4, strict=True), strict=True
+        ):
+            tallies[one.name].add(part, fields, state, letters)
+            if part == 0:
+                todo += [(one, more) for more in range(one.partitions, read_span(found))]
+    return {name: tally.as_stats() for name, tally in tallies.items()}
 
 
 def _as_count(value: bytes) -> int:

@@ -12,7 +12,7 @@ from .confirm import Confirm
 from .deadline import Deadline
 from .errors import BusError, ConnectionLost, NotConfirmed
 from .protocol import SLICE_SECONDS, Command, Route
-from .steps import Request, Steps, ask
+from .steps import Request, Steps, Withdrawal, ask
 from .target import ShownCall
 from .transport import READ_SECONDS
 from .waiting import slice_of
@@ -27,7 +27,7 @@ KEPT = (b"queued", b"joined", b"hit")
 def enqueue(
     route: Route,
     command: Command,
-    withdraw: Command,
+    withdraw: Withdrawal,
     shown: ShownCall | str,
     deadline: Deadline,
     only_if: tuple[bytes, ...] = ENQUEUED,
@@ -53,7 +53,7 @@ def enqueue(
     if status[0] != b"queued":
         raise NotConfirmed(f"{text}; the job that it joined, or the value, is there still")
     try:
-        done = (yield Request((withdraw,)))[0]
+        done = (yield Request((withdraw(),)))[0]
     except BusError as error:
         raise NotConfirmed(f"{text}; it may run, as it could not be withdrawn ({error})") from error
     if done == b"cancelled":

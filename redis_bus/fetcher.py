@@ -14,10 +14,11 @@ from .asker import Asker, AstrayError, Lane
 from .dispatch import Dispatch
 from .entries import Job
 from .errors import BusError, ConnectionLost
+from .link import Link
 from .protocol import Claim
 from .runner import Runner
 from .slot import Slot
-from .transport import FRESH_SECONDS, Link
+from .transport import FRESH_SECONDS
 
 if TYPE_CHECKING:
     from .worker import Worker

@@ -150,6 +150,9 @@ class Connections(Protocol):
     def forget(self, command: Command) -> None:
         """Send a command whose reply nobody needs, where there is a connection."""
 
+    def unlink(self, place: str, key: str) -> None:
+        """Delete a key, which is at that place, soon; nobody waits for it."""
+
     async def once(
         self,
         name: str,

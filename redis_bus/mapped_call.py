@@ -108,7 +108,7 @@ class MappedCall:
         assert self.route is not None
         assert self.deadline is not None
         kept = durable.ENQUEUED if self.key is not None else durable.KEPT
-        made = durable.enqueue(self.route, command, self.cancel(), self.shown, self.deadline, kept)
+        made = durable.enqueue(self.route, command, self.cancel, self.shown, self.deadline, kept)
         return (yield from made)
 
     def answered(self, status: Any) -> None:

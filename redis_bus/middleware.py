@@ -134,35 +134,41 @@ class Hooks:
 
     def __init__(self, chain: Iterable[Middleware], before: str, after: str, failed: str) -> None:
         names = (before, after, failed)
-        # Those that override none of the three cost nothing.
+        # What is not overridden costs nothing.
         self._hooks = [
-            (getattr(one, before), getattr(one, after), getattr(one, failed))
+            tuple(getattr(one, name) if _is_overridden(one, name) else None for name in names)
             for one in chain
             if any(_is_overridden(one, name) for name in names)
         ]
-        self._reversed = self._hooks[::-1]
+        self._before = [
+            (number, hooks[0]) for number, hooks in enumerate(self._hooks) if hooks[0] is not None
+        ]
+        backwards = self._hooks[::-1]
+        self._after = [after for _, after, _ in backwards if after is not None]
+        self._failed = [failed for _, _, failed in backwards if failed is not None]
 
     def __bool__(self) -> bool:
         return bool(self._hooks)
 
     def before(self, event: Any) -> None:
         """Call the first hook of each; where one raises, those before it hear of the error."""
-        for number, (before, _, _) in enumerate(self._hooks):
+        for number, before in self._before:
             try:
                 waits = before(event)
-                if inspect.isawaitable(waits):
+                if waits is not None and inspect.isawaitable(waits):
                     raise TypeError(f"{_awaited(before)}: what it was to check is not checked")
             except BaseException as error:
                 for _, _, failed in reversed(self._hooks[:number]):
-                    _call(failed, event, error)
+                    if failed is not None:
+                        _call(failed, event, error)
                 raise
 
     def after(self, event: Any, value: object) -> None:
-        for _, after, _ in self._reversed:
+        for after in self._after:
             _call(after, event, value)
 
     def failed(self, event: Any, error: BaseException) -> None:
-        for _, _, failed in self._reversed:
+        for failed in self._failed:
             _call(failed, event, error)
 
     def around(self, event: Any, work: Callable[[], T]) -> T:

@@ -48,6 +48,31 @@ MOST_PARTITIONS = 1024
 _pack: Callable[[Command], bytes] = cast(Any, hiredis.pack_command)
 _ASKING = _pack(("ASKING",))
 BLOCKING = ("BLPOP", "BLMOVE")
+# Bytes of the reply to `call` that says it is queued in mode 'wait', and of that to `finish` that
+# says it is done: what follows is waited for as well. No error is as short.
+QUEUED_BYTES = len(b":1700000000000\r\n")
+DONE_BYTES = len(b"$4\r\ndone\r\n")
+
+
+class Ready(tuple[Any, ...]):
+    """A command that is packed already: filling in what differs is faster than packing it all."""
+
+    data: bytes
+
+
+def _form(*parts: bytes | str | None) -> bytes:
+    """Return a packed command with gaps, to be filled in by ``%``.
+
+    None is a gap, for a length and as many bytes.
+    """
+    packed = [b"*%d\r\n" % len(parts)]
+    for part in parts:
+        if part is None:
+            packed.append(b"$%d\r\n%b\r\n")
+        else:
+            text = part.encode() if isinstance(part, str) else part
+            packed.append((b"$%d\r\n%b\r\n" % (len(text), text)).replace(b"%", b"%%"))
+    return b"".join(packed)
 
 
 def check_bus_name(name: str) -> str:
@@ -77,12 +102,16 @@ def check_method_name(name: str) -> str:
 
 def pack(*commands: Command) -> bytes:
     """Return commands as they go over the wire, in one piece."""
-    return b"".join([_pack(command) for command in commands])
+    return b"".join([_packed(command) for command in commands])
+
+
+def _packed(command: Command) -> bytes:
+    return command.data if type(command) is Ready else _pack(command)
 
 
 def pack_asking(commands: Iterable[Command]) -> bytes:
     """Return commands for a node of a cluster to which their slot is about to come."""
-    return b"".join([part for one in commands for part in (_ASKING, _pack(one))])
+    return b"".join([part for one in commands for part in (_ASKING, _packed(one))])
 
 
 def check_job_id(job: str) -> str:
@@ -249,13 +278,18 @@ class Route:
         self._cache = f"{base}cache:{method}:".encode()
         self._flight = f"{base}flight:{method}:".encode()
         self._reply = f"{base}reply:"
+        self._tries = tries
+        self._call_limit = str(self._limit)
+        self._call_times = (str(tries), str(keep_ms), str(LEASE_MS), str(FLIGHT_CAP_MS))
         sha = scripts.load()["call"].sha
         keys = (service.meta, self.stats, self.queue, self.wake)
-        self._plain_call = ("EVALSHA", sha, 7, *keys)
-        self._keyed_call = ("EVALSHA", sha, 9, *keys)
-        self._call_rest = (self.pending, self.serving)
-        self._call_args = (method, etag)
-        self._tries = tries
+        self._plain_call = ("EVALSHA", sha, "7", *keys)
+        self._keyed_call = ("EVALSHA", sha, "9", *keys)
+        names, values = (self.pending, self.serving), (method, etag)
+        # job, budget, mode; limit; fast; times; key, body
+        rest = (None, None, None, self._call_limit, None, *self._call_times, None, None)
+        self._plain_form = _form(*self._plain_call, None, *names, *values, *rest)
+        self._keyed_form = _form(*self._keyed_call, None, *names, None, None, *values, *rest)
 
     def spread(self, partitions: int) -> list[Route]:
         """Return the same in each of so many partitions, of which this is the first."""
@@ -291,15 +325,30 @@ class Route:
         It is refused where no worker alive serves the method: with ``fail_fast``; and with
         ``but``, a worker that is not counted.
         """
-        args = (
-            job, budget_ms, mode.value, self._limit, but or (1 if fail_fast else 0), self._tries,
-            self.keep_ms, LEASE_MS, FLIGHT_CAP_MS, b"" if key is None else key, body,
+        reply, fast = self._reply + job, but or ("1" if fail_fast else "0")
+        values = (
+            self.method, self.etag, job, budget_ms, mode, self._call_limit, fast,
+            *self._call_times, key or b"", body,
         )  # fmt: skip
-        reply = self._reply + job
+        own, budget = job.encode(), b"%d" % budget_ms
+        name, last = reply.encode(), (mode.encode(), fast.encode())
         if key is None:
-            return (*self._plain_call, reply, *self._call_rest, *self._call_args, *args)
-        places = (self._cache + key, self._flight + key)
-        return (*self._keyed_call, reply, *self._call_rest, *places, *self._call_args, *args)
+            command = Ready((*self._plain_call, reply, self.pending, self.serving, *values))
+            command.data = self._plain_form % (
+                len(name), name, len(own), own, len(budget), budget, len(last[0]), last[0],
+                len(last[1]), last[1], 0, b"", len(body), body,
+            )  # fmt: skip
+            return command
+        cache, flight = self._cache + key, self._flight + key
+        command = Ready(
+            (*self._keyed_call, reply, self.pending, self.serving, cache, flight, *values)
+        )
+        command.data = self._keyed_form % (
+            len(name), name, len(cache), cache, len(flight), flight, len(own), own,
+            len(budget), budget, len(last[0]), last[0], len(last[1]), last[1],
+            len(key), key, len(body), body,
+        )  # fmt: skip
+        return command
 
     def discard(self, key: bytes, sha1: str) -> Command:
         return evalsha("discard", [self.cache(key)], sha1)
@@ -417,8 +466,13 @@ class Post:
         spent_us: int,
         expire_ms: int,
         stale_ms: int,
+        now_ms: int = 0,
     ) -> Command:
-        """Reply to every waiter, and store what is still valid. ``expire_ms`` -1: for ever."""
+        """Reply to every waiter, and store what is still valid. ``expire_ms`` -1: for ever.
+
+        ``now_ms``: the server's time, as far as it is known, or earlier: so Redis need not look at
+        its clock to know until when its caller waits.
+        """
         keys: list[bytes | str] = [self.running, self.service.reply(job.id), route.stats]
         # Who waits may be cut off from Redis for a while. With a key, the value is cached.
         alone, deadline = route.alone_ms if job.key is None else LEASE_MS, job.deadline_ms
@@ -426,6 +480,8 @@ class Post:
             alone, deadline = route.keep_ms, 0
         elif job.mode is Mode.REFRESH:
             alone = 0
+        elif deadline and now_ms:
+            alone, deadline = max(0, min(alone, deadline - now_ms)), 0
         # Who joined may not have begun to wait: an outcome is kept for a lease at least.
         keep = max(route.keep_ms, LEASE_MS)
         args = (job.id, outcome, keep, alone, deadline, spent_us)

@@ -13,10 +13,10 @@ from . import nested, outcome
 from .asker import BACKOFF_SECONDS, Asker, AstrayError, Lane
 from .entries import Job, parse_job
 from .errors import BusError
-from .protocol import LEASE_MS, Claim, Command, Route, needs_admission, pack
+from .link import Link
+from .protocol import DONE_BYTES, LEASE_MS, Claim, Command, Route, needs_admission, pack
 from .runner import Runner, Start
 from .stop_flag import StopNow
-from .transport import Link
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -42,6 +42,7 @@ class Slot(Asker):
         self._unsent: Command | None = None
         self._broken_links = 0  # in a row, with the same outcome to send
         self._began = 0.0
+        self._ahead = 0.0  # s that the server's clock is ahead of ours, at the least
 
     @property
     def held(self) -> tuple[Route, Job] | None:
@@ -98,7 +99,7 @@ class Slot(Asker):
         self.waiting = client
         try:
             link.send(pack(finish) + wait_and_take if finish else wait_and_take)
-            if finish and self._accepted(link.read()):
+            if finish and self._accepted(link.read(beyond=DONE_BYTES)):
                 self._unsent = None
                 self._claims.end(self)
             elif finish:
@@ -129,6 +130,7 @@ class Slot(Asker):
         Returns whether that is done; else it was given back, as replicas do not know that it began.
         """
         self._began = time.perf_counter()
+        self._ahead = claim.now_ms / 1000 - self._began
         # First: what runs beside is not to be given back.
         if self._claims.is_held_beside(self, job):
             self._claims.end(self)
@@ -173,13 +175,15 @@ class Slot(Asker):
         return self.is_abandoned
 
     def _finish(self, route: Route, job: Job, result: bytes) -> Command:
+        now = time.perf_counter()
         return self._post.finish(
             route,
             job,
             result,
-            spent_us=round((time.perf_counter() - self._began) * 1e6),
+            spent_us=round((now - self._began) * 1e6),
             expire_ms=self.runner.expire_ms(route.method),
             stale_ms=self.runner.stale_ms(route.method),
+            now_ms=round((now + self._ahead) * 1000),
         )
 
     def _host(self, job: Job) -> nested.Host:

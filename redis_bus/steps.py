@@ -7,7 +7,7 @@ ConnectionLost, where they decide what may be repeated.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, TypeVar
 
 from .confirm import Confirm
@@ -27,6 +27,10 @@ class Wait(NamedTuple):
     only_if: bytes | None = None  # what the reply to the first command is to begin with
 
 
+# Makes the command that withdraws a job: as a rule it is not needed.
+Withdrawal = Callable[[], Command]
+
+
 class Request(NamedTuple):
     """Commands to send in one write, and how long to wait for each reply (s).
 
@@ -40,7 +44,7 @@ class Request(NamedTuple):
     wait: Wait | None = None
     at: Any = None  # the server to send them to: a transport; None: that of their keys
     # What withdraws the job, where its caller goes away meanwhile without waiting to the end.
-    withdraw: Command | None = None
+    withdraw: Withdrawal | None = None
     confirm: Confirm | None = None  # see `Transport.exchange`; not with ``wait``
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,7 +26,8 @@ from .failures import (
     is_undone,
     refusal,
 )
-from .protocol import SLICE_SECONDS, Command, pack, pack_asking
+from .link import Link
+from .protocol import BLOCKING, QUEUED_BYTES, SLICE_SECONDS, Command, pack, pack_asking
 
 # A reply that is later than this means that the peer is gone.
 READ_SECONDS = SLICE_SECONDS + 5.0
@@ -46,76 +45,6 @@ LOAD_TRIES = 10
 def _is_crowded(error: BaseException) -> bool:
     """Whether more connect to a unix socket than its backlog holds: it refuses them at once."""
     return isinstance(error.__context__, BlockingIOError)
-
-
-class Link:
-    """One connection, in the hands of one caller at a time."""
-
-    __slots__ = ("_connection", "_timeout", "closings", "home", "idle_since")
-
-    # redis-py's classes are typed in part only.
-    def __init__(self, connection: Any, home: NodeTransport, timeout: float) -> None:
-        """Connect within about ``timeout`` seconds."""
-        self._connection = connection
-        self.home = home  # whose it is
-        self._timeout = timeout
-        self.idle_since = 0.0
-        self.closings = 0
-        connection.socket_timeout = timeout  # of the handshake, too
-        if hasattr(connection, "socket_connect_timeout"):
-            known = connection.socket_connect_timeout
-            connection.socket_connect_timeout = timeout if known is None else min(known, timeout)
-        connection.connect()
-
-    def is_broken(self) -> bool:
-        """Whether the other side closed it, or left bytes that nobody asked for."""
-        try:
-            return bool(self._connection.can_read())
-        except (redis.RedisError, OSError):
-            return True
-
-    def set_timeout(self, seconds: float) -> None:
-        """Give up a read after that many seconds."""
-        if seconds != self._timeout:
-            self._timeout = seconds
-            # redis-py has no public way that costs no system call when nothing changes.
-            sock = self._connection._sock
-            if sock is not None:
-                sock.settimeout(seconds)
-
-    def send(self, data: bytes) -> None:
-        """Send packed commands in one write."""
-        self._connection.send_packed_command([data], check_health=False)
-
-    def can_read(self, seconds: float) -> bool:
-        """Whether something comes within so long. Raises what redis-py does, where it is closed."""
-        return bool(self._connection.can_read(timeout=seconds))
-
-    def read(self, *, push: bool = False) -> object:
-        """Return the next reply; an error reply is returned, not raised.
-
-        ``push``: or what Redis says unasked, where it has a kind of its own for that (RESP3).
-        """
-        try:
-            return self._connection.read_response(disable_decoding=True, push_request=push)
-        except redis.ResponseError as error:
-            return error
-
-    def read_asked(self) -> object:
-        """Return the reply to a command that ASKING was sent before."""
-        asked = self.read()
-        reply = self.read()
-        return asked if isinstance(asked, redis.ResponseError) else reply
-
-    def cut(self) -> None:
-        """End whatever another thread waits for on it; that thread is to close it."""
-        sock = self._connection._sock
-        if sock is not None:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._connection.disconnect()
 
 
 class Transport(Protocol):
@@ -220,22 +149,37 @@ class NodeTransport:
         place: str | None = None,
         confirm: Confirm | None = None,
     ) -> list[Any]:
-        replies: list[Any] = []
-        load: tuple[Command, ...] = ()
         end = time.monotonic() + timeout
+        replies, failure = self.converse(commands, timeout, confirm=confirm)
+        if failure is None:
+            return replies
+        return self._go_on(commands, replies, failure, timeout, end, confirm)
+
+    def _go_on(
+        self,
+        commands: Sequence[Command],
+        replies: list[Any],
+        failure: Failure,
+        timeout: float,
+        end: float,
+        confirm: Confirm | None,
+    ) -> list[Any]:
+        """Load the scripts that Redis does not know, and send what was not carried out."""
+        load: tuple[Command, ...] = ()
         for turn in range(LOAD_TRIES):
-            rest = commands[len(replies) :]
-            left = _left(end, timeout)
-            more, failure = self.converse((*load, *rest), left, confirm=confirm)
-            replies += more[len(load) :]
-            if failure is None:
-                return replies
             if not isinstance(failure, redis.exceptions.NoScriptError):
                 raise self.refused(failure)
             if turn == 0:
                 self.load_scripts(_left(end, timeout))
             else:  # somebody flushes them at once: what is needed goes along
                 load = (scripts.loading(str(commands[len(replies)][1])),)
+            rest = commands[len(replies) :]
+            left = _left(end, timeout)
+            more, lasting = self.converse((*load, *rest), left, confirm=confirm)
+            replies += more[len(load) :]
+            if lasting is None:
+                return replies
+            failure = lasting
         raise self.forgets()
 
     def converse(
@@ -253,6 +197,7 @@ class NodeTransport:
         """
         replies: list[Any] = []
         end = time.monotonic() + timeout
+        later = end - timeout + SOON_SECONDS
         try:
             link = self.checkout(min(timeout, self._connect_seconds))
         except ConnectionLost as error:
@@ -260,14 +205,18 @@ class NodeTransport:
         try:
             link.set_timeout(_left(end, timeout))
             link.send(pack_asking(commands) if asking else pack(*commands))
+            # Of a call and its wait, the first reply as a rule says only that it is queued.
+            beyond = QUEUED_BYTES if len(commands) == 2 and commands[1][0] in BLOCKING else 0
             for _ in commands:
-                reply = link.read_asked() if asking else link.read()
+                reply = link.read_asked() if asking else link.read(beyond=beyond)
+                beyond = 0
                 if isinstance(reply, redis.ResponseError):
                     # What was sent behind it may block: only a new connection ends that.
                     link.close()
                     return replies, reply
                 replies.append(reply)
-                link.set_timeout(_left(end, timeout))
+                if time.monotonic() > later:
+                    link.set_timeout(_left(end, timeout))
             if confirm is not None:
                 replies.append(self._confirmed(link, confirm, replies[-1]))
         except redis.BusyLoadingError as error:

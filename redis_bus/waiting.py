@@ -17,8 +17,8 @@ from .errors import (
     ProtocolError,
 )
 from .failures import WAYS_OUT, NotNow, is_unreachable
-from .protocol import MOVED_TAG, SLICE_SECONDS, Command, Route
-from .steps import Request, Steps, Wait, ask
+from .protocol import MOVED_TAG, SLICE_SECONDS, Route
+from .steps import Request, Steps, Wait, Withdrawal, ask
 from .sweep import sweep
 from .target import ShownCall
 from .transport import READ_SECONDS
@@ -48,7 +48,7 @@ class Ticket:
     shown: ShownCall | str
     flight: bytes | None = None  # the key in Redis that names the job, where it has a cache key
     may_run_twice: bool = False
-    withdraw: Command | None = None  # see `Request`
+    withdraw: Withdrawal | None = None  # see `Request`
 
 
 class FlightLostError(Exception):
@@ -279,7 +279,8 @@ def _too_late(ticket: Ticket, job: str, deadline: Deadline) -> Steps[CallTimeout
     try:
         if ticket.withdraw is not None:
             # To Redis, the deadline is later by the time that the call was on its way.
-            status = (yield ask(ticket.withdraw, timeout=slice_of(deadline, SLICE_SECONDS)[1]))[0]
+            withdraw = ticket.withdraw()
+            status = (yield ask(withdraw, timeout=slice_of(deadline, SLICE_SECONDS)[1]))[0]
         alive, place = yield from _look_for(ticket, job, deadline)
     except BusError as error:
         return CallTimeout(f"{text} ({error})")

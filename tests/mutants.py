@@ -66,8 +66,8 @@ MUTANTS = [
     Mutant(
         "who joined is not answered",
         "lib/answer",
-        "if alone > 0 then\n",
-        "if alone > 0 and joined == '0' then\n",
+        "if tonumber(life) > 0 then\n",
+        "if tonumber(life) > 0 and joined == '0' then\n",
         3,
     ),
     Mutant(
@@ -157,8 +157,8 @@ MUTANTS = [
     Mutant(
         "a call does not look who is published",
         "call",
-        "if published ~= etag then",
-        "if not published then",
+        "generation_under(etag, redis.call('HGET', meta, method))",
+        "string.match(redis.call('HGET', meta, method) or '', '(%d+)$')",
         7,
     ),
     Mutant(
@@ -178,22 +178,22 @@ MUTANTS = [
     Mutant(
         "a job is queued without a token",
         "lib/put_job",
-        "waiting == 1 and redis.call('EXISTS', wake) == 0",
-        "waiting == 3",
+        "waiting == 1 and redis",
+        "waiting == 3 and redis",
         11,
     ),
     Mutant(
         "a queue gets a token too many",
         "lib/put_job",
-        "waiting == 1 and redis.call('EXISTS', wake) == 0",
-        "waiting",
+        "waiting == 1 and redis.call('RPUSH', wake, '1') > 1",
+        "redis.call('RPUSH', wake, '1') == 0",
         11,
     ),
     Mutant(
         "take forgets the token where more wait",
         "take",
-        "  elseif not token then\n    redis.call('RPUSH', wake, 1)\n  end",
-        "  end",
+        "redis.call('DEL', wake) == 0",
+        "redis.call('DEL', wake) == 2",
         11,
     ),
     Mutant(
@@ -205,14 +205,14 @@ MUTANTS = [
     ),
     Mutant(
         "take begins at the end of the queue",
-        "take",
+        "lib/next_job",
         "  local entry = pop(queue)\n  while",
         "  local entry = redis.call('RPOP', queue)\n  while",
         12,
     ),
     Mutant(
         "take passes over the first",
-        "take",
+        "lib/next_job",
         "  local entry = pop(queue)\n  while",
         "  pop(queue)\n  local entry = pop(queue)\n  while",
         12,
@@ -382,7 +382,7 @@ MUTANTS = [
     Mutant(
         "beat does not put back a lost token",
         "beat",
-        "    redis.call('RPUSH', wake, 1)\n",
+        "    redis.call('RPUSH', wake, '1')\n",
         "",
         11,
     ),
@@ -494,7 +494,7 @@ MUTANTS = [
     Mutant(
         "reclaim tells nobody",
         "reclaim",
-        "answer(reply, outcome, joined, tonumber(keep), tonumber(alone), tonumber(deadline))\n",
+        "answer(reply, outcome, joined, keep, alone, deadline)\n",
         "",
         3,
     ),

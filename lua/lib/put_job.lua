@@ -3,8 +3,8 @@
 -- Returns how many jobs wait.
 local function put_job(push, queue, wake, entry)
   local waiting = redis.call(push, queue, entry)
-  if waiting == 1 and redis.call('EXISTS', wake) == 0 then
-    redis.call('RPUSH', wake, 1)
+  if waiting == 1 and redis.call('RPUSH', wake, '1') > 1 then
+    redis.call('LPOP', wake)
   end
   return waiting
 end

@@ -129,12 +129,16 @@ class Driver:
         but: str | None = None,
         tries: int = 1,
     ) -> Any:
-        """Without a key the caller waits alone, with one it may be joined; or say the mode."""
+        """Without a key the caller waits alone, with one it may be joined; or say the mode.
+
+        The answer is that of the other modes where it is the short one of 'wait'.
+        """
+        job = job or self.new_id()
         if mode is None:
             mode = Mode.WAIT if key is None else Mode.CALL
         route = self.route(method, etag=etag, max_queue=max_queue, keep_ms=keep_ms, tries=tries)
         command = route.call(
-            job or self.new_id(),
+            job,
             body,
             mode=mode,
             budget_ms=budget_ms,
@@ -142,7 +146,8 @@ class Driver:
             fail_fast=fail_fast,
             but=but,
         )
-        return self.send(*command)
+        answer = self.send(*command)
+        return [b"queued", job.encode(), answer] if isinstance(answer, int) else answer
 
     def run(self, method: str = "m", *, key: bytes | None = None, **options: Any) -> Any:
         return self.call(method, key=key, mode=Mode.RUN, **options)
@@ -174,6 +179,7 @@ class Driver:
         expire_ms: int = EXPIRE_MS,
         stale_ms: int = 0,
         spent_us: int = 7,
+        now_ms: int = 0,
     ) -> Any:
         command = self.post(worker, [method]).finish(
             self.route(method),
@@ -182,6 +188,7 @@ class Driver:
             spent_us=spent_us,
             expire_ms=expire_ms,
             stale_ms=stale_ms,
+            now_ms=now_ms,
         )
         return self.send(*command)
 

@@ -281,6 +281,18 @@ def test_nobody_is_answered_whose_time_is_up(lua: Driver) -> None:
     assert lua.stats()["runs"] == 1
 
 
+@pytest.mark.parametrize(("left_ms", "kept"), [(1_000, True), (0, False), (-1_000, False)])
+def test_who_finishes_may_say_what_is_left_of_its_callers_time(
+    lua: Driver, left_ms: int, kept: bool
+) -> None:
+    lua.queued()
+    job = lua.taken()
+    assert lua.finish(job, now_ms=job.deadline_ms - left_ms) == b"done"
+    assert bool(lua.reply_ttl(job.id) > 0) == kept
+    if kept:
+        assert within(lua.reply_ttl(job.id), left_ms)
+
+
 @pytest.mark.parametrize("key", [None, b"k"])
 def test_the_outcome_of_a_run_is_kept_beyond_its_deadline(lua: Driver, key: bytes | None) -> None:
     lua.queued(mode=Mode.RUN, key=key, budget_ms=200)

@@ -1,0 +1,202 @@
+"""Link: one blocking connection, which redis-py makes and whose socket is ours from then on."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import ssl
+import struct
+import sys
+from typing import TYPE_CHECKING, Any
+
+import hiredis
+import redis
+
+if TYPE_CHECKING:
+    from .transport import NodeTransport
+
+BUFFER_BYTES = 65536
+# How long the kernel waits by itself, and a read with ``beyond`` for more than that.
+MOMENT_SECONDS = 0.05
+CLOSED = "Connection closed by server."
+_NOT_YET = object()
+# Elsewhere the time of a socket's options is laid out in other ways.
+_HAS_KERNEL_TIME = sys.platform == "linux" and struct.calcsize("l") == 8
+_MOMENT = struct.pack("ll", 0, round(MOMENT_SECONDS * 1e6))
+
+
+class Link:
+    """One connection, in the hands of one caller at a time.
+
+    redis-py connects, so what TLS, passwords and Sentinel need is its own. What is sent and read
+    afterwards goes past its layers. Where Python keeps the timeout of a socket it asks the kernel
+    before each read and each write whether that can be done; on Linux, the kernel of a plain socket
+    is told to wait a moment instead, and is asked only where that was not enough.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_connection",
+        "_is_plain",
+        "_least",
+        "_reader",
+        "_socket",
+        "_timeout",
+        "closings",
+        "home",
+        "idle_since",
+    )
+
+    # redis-py's classes are typed in part only.
+    def __init__(self, connection: Any, home: NodeTransport, timeout: float) -> None:
+        """Connect within about ``timeout`` seconds."""
+        self._connection = connection
+        self.home = home  # whose it is
+        self.idle_since = 0.0
+        self.closings = 0
+        connection.socket_timeout = timeout  # of the handshake, too
+        if hasattr(connection, "socket_connect_timeout"):
+            known = connection.socket_connect_timeout
+            connection.socket_connect_timeout = timeout if known is None else min(known, timeout)
+        connection.connect()
+        self._socket: socket.socket | None = connection._sock
+        self._reader = hiredis.Reader(
+            protocolError=redis.exceptions.InvalidResponse,
+            replyError=connection._parser.parse_error,
+            notEnoughData=_NOT_YET,
+        )
+        self._buffer = bytearray(BUFFER_BYTES)
+        self._is_plain = _HAS_KERNEL_TIME and not isinstance(connection._sock, ssl.SSLSocket)
+        self._timeout = timeout
+        self._least = 1  # bytes for which the kernel wakes a read
+        if self._is_plain:
+            connection._sock.settimeout(None)
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                connection._sock.setsockopt(socket.SOL_SOCKET, option, _MOMENT)
+
+    def is_broken(self) -> bool:
+        """Whether the other side closed it, or left bytes that nobody asked for."""
+        try:
+            return self.can_read(0.0)
+        except (redis.RedisError, OSError, ValueError):
+            return True
+
+    def set_timeout(self, seconds: float) -> None:
+        """Give up a read or a write after that many seconds."""
+        if seconds != self._timeout:
+            self._timeout = seconds
+            if not self._is_plain and self._socket is not None:
+                self._socket.settimeout(seconds)
+
+    def send(self, data: bytes) -> None:
+        """Send packed commands in one write. Raises what redis-py does, where that fails."""
+        sock = self._open()
+        try:
+            if self._is_plain:
+                sent = self._send_some(sock, data)
+                while sent < len(data):
+                    sent += self._send_some(sock, memoryview(data)[sent:])
+            else:
+                sock.sendall(data)
+        except TimeoutError:
+            raise redis.TimeoutError("Timeout writing to socket") from None
+        except OSError as error:
+            raise redis.ConnectionError(f"Error while writing to socket: {error}") from error
+
+    def _send_some(self, sock: socket.socket, data: bytes | memoryview) -> int:
+        try:
+            return sock.send(data)
+        except BlockingIOError:
+            self._wait(sock, select.POLLOUT)
+            return 0
+
+    def can_read(self, seconds: float) -> bool:
+        """Whether something comes within so long, if only that the connection is closed."""
+        sock = self._open()
+        if self._reader.has_data() or (isinstance(sock, ssl.SSLSocket) and sock.pending()):
+            return True
+        if self._least > 1:
+            self._set_least(sock, 1)
+        return _is_ready(sock, select.POLLIN, seconds)
+
+    def read(self, *, push: bool = False, beyond: int = 0) -> object:
+        """Return the next reply; an error reply is returned, not raised.
+
+        ``push``: or what Redis says unasked, where it has a kind of its own for that (RESP3).
+        ``beyond``: so many bytes are of no use yet, as more follow as a rule: it is not worth to
+        wake up for them, for a moment at least. Raises what redis-py does where nothing comes.
+        """
+        while True:
+            reply = self._reader.gets(False)
+            if reply is _NOT_YET:
+                self._receive(beyond)
+                beyond = 0
+            elif isinstance(reply, redis.RedisError) and not isinstance(reply, redis.ResponseError):
+                raise reply
+            elif push or type(reply) is not hiredis.PushNotification:
+                return reply
+
+    def read_asked(self) -> object:
+        """Return the reply to a command that ASKING was sent before."""
+        asked = self.read()
+        reply = self.read()
+        return asked if isinstance(asked, redis.ResponseError) else reply
+
+    def cut(self) -> None:
+        """End whatever another thread waits for on it; that thread is to close it."""
+        sock = self._socket
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._socket = None
+        self._connection.disconnect()
+
+    def __del__(self) -> None:
+        # At the end of Python the socket may be looked at first, and would be said to be open.
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def _open(self) -> socket.socket:
+        sock = self._socket
+        if sock is None:
+            raise redis.ConnectionError(CLOSED)
+        return sock
+
+    def _receive(self, beyond: int) -> None:
+        """Wait for bytes, and hand them to the reader."""
+        sock, least = self._open(), min(beyond + 1, BUFFER_BYTES)
+        try:
+            if least != self._least and self._is_plain:
+                self._set_least(sock, least)
+            try:
+                count = sock.recv_into(self._buffer)
+            except BlockingIOError:
+                if least > 1:
+                    self._set_least(sock, 1)
+                self._wait(sock, select.POLLIN)
+                count = sock.recv_into(self._buffer)
+        except (TimeoutError, BlockingIOError):
+            raise redis.TimeoutError("Timeout reading from socket") from None
+        except OSError as error:
+            raise redis.ConnectionError(f"Error while reading from socket: {error}") from error
+        if count == 0:
+            raise redis.ConnectionError(CLOSED)
+        self._reader.feed(self._buffer, 0, count)  # type: ignore[arg-type]  # any buffer will do
+
+    def _set_least(self, sock: socket.socket, least: int) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
+        self._least = least
+
+    def _wait(self, sock: socket.socket, event: int) -> None:
+        """Wait on, after a moment. Raises TimeoutError."""
+        if not _is_ready(sock, event, self._timeout - MOMENT_SECONDS):
+            raise TimeoutError
+
+
+def _is_ready(sock: socket.socket, event: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(sock, event)
+    return bool(poll.poll(max(0.0, seconds * 1000)))
