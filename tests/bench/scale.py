@@ -1,4 +1,4 @@
-"""Measure what grows with a bus: workers, connections, services, jobs that wait, masters.
+"""Measure what grows with a bus: calls, workers, connections, services, jobs that wait, masters.
 
     python tests/bench/scale.py PART [--help]
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 
+import scale_calls
 import scale_connections
 import scale_masters
 import scale_queue
@@ -18,6 +19,7 @@ import scale_workers
 from scale_meter import open_files
 
 PARTS = {
+    "calls": scale_calls,
     "workers": scale_workers,
     "connections": scale_connections,
     "services": scale_services,
