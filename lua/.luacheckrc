@@ -2,3 +2,6 @@
 std = "lua51"
 read_globals = {"redis", "KEYS", "ARGV"}
 max_line_length = 100
+
+-- What is included in a block has parameters of its own, which may be named as those around it.
+ignore = {"431", "432"}

@@ -11,24 +11,21 @@
 --   key, body   the cache key and the arguments, as the worker shall get them
 -- Returns {'hit', entry}, {'joined', job}, {'queued', job, now} (and 1 where the key holds bytes
 -- not ours), or {'stale'} (another etag), {'full'}, {'no_workers'}; `now` alone where it is queued
--- in mode 'wait': so short is no error, so nobody need wake up for it. All times are in ms.
--- Sent twice with one job id it may enqueue twice: a retry takes a new id.
+-- in mode 'wait', as no error is so short. Times are in ms. Sent twice, it may enqueue twice.
 -- include: clock
 -- include: published
--- include: entry
--- include: read_flight
 -- include: write_flight
--- include: reply
 -- include: is_full
 -- include: others_alive
 -- include: enqueue
 -- include: count
 local meta, stats, queue, wake, reply, pending, serving, cache, flight = unpack(KEYS)
-local method, etag, job, budget, mode, limit, fast, tries, keep = unpack(ARGV)
-local lease, cap, key, body = unpack(ARGV, 10)
+local method, etag, job, budget, mode, limit, fast, tries = unpack(ARGV)
+local keep, lease, cap, key, body = unpack(ARGV, 9)
 
 local function refuse(word)
   if mode == 'wait' then
+    -- include: reply
     put_reply(reply, word, lease)
   end
   return {word}
@@ -38,11 +35,14 @@ local generation = generation_under(etag, redis.call('HGET', meta, method))
 if not generation then
   return refuse('stale')
 end
-local entry, soft, start, foreign = live_entry(cache, generation)
-local now, grace = soft ~= 0 and now_ms(), cap + lease
-local fresh = entry and (soft == 0 or now < soft)
-local leader, flown, shared = read_flight(not fresh and flight)
+local grace, entry, start, fresh, foreign, leader, flown, shared, now = cap + lease
+if flight then
+  -- include: look_up
+  entry, start, fresh, foreign, leader, flown, shared, now = look_up(cache, flight, generation)
+end
+now = now or not flight and now_ms()
 if entry and mode == 'run' then
+  -- include: reply
   put_reply(reply, string.sub(entry, start), keep)
 end
 local full = not fresh and is_full(queue, pending, limit, now, grace)

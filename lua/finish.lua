@@ -17,11 +17,7 @@
 -- happens. An outcome beginning with 'e' is an error and is never stored. Times are in ms.
 -- Sent twice, the second is fenced.
 -- include: answer
--- include: clock
 -- include: count
--- include: meta
--- include: read_flight
--- include: tell
 local running, reply, stats, inboxes, meta, cache, flight = unpack(KEYS)
 local job, outcome, keep, alone, deadline, spent, method, generation, expire, stale = unpack(ARGV)
 
@@ -36,6 +32,8 @@ if failed then
 end
 
 local function store()
+  -- include: clock
+  -- include: meta
   local _, _, current = parse_meta(redis.pcall('HGET', meta, method))
   expire, stale = tonumber(expire), tonumber(stale)
   if failed or expire == 0 or current ~= generation then
@@ -52,6 +50,7 @@ end
 
 local joined = '0'
 if flight then
+  -- include: read_flight
   local leader, _, shared = read_flight(flight)
   joined = leader ~= job and '2' or shared
   if leader == job then
@@ -61,6 +60,7 @@ if flight then
 end
 answer(reply, outcome, joined, keep, alone, deadline)
 if inboxes then
+  -- include: tell
   tell(inboxes, job, outcome)
 end
 return 'done'

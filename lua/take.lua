@@ -35,6 +35,9 @@ local function claim(index, may_have_token)
   return {0, entry, now, method}
 end
 
+if #KEYS == 5 then
+  return claim(3, true)
+end
 -- Whether any of those keys may exist, one of each method, from that one on.
 local function any(first)
   local keys = {}
@@ -45,9 +48,6 @@ local function any(first)
   return #keys > 5000 or (#keys > 0 and redis.call('EXISTS', unpack(keys)) > 0)
 end
 
-if #KEYS == 5 then
-  return claim(3, true)
-end
 local tokens, found, has_tokens = {}, nil, any(4)
 for index = 3, #KEYS, 3 do
   if has_tokens and redis.call('EXISTS', KEYS[index + 1]) == 1 then

@@ -1,7 +1,8 @@
 """The Lua scripts of ``lua/``, joined with what they share, and known by their SHA1.
 
-A line ``-- include: NAME`` is replaced by ``lib/NAME.lua``, which may include others. To have the
-joined scripts as files, for a linter or a client in another language::
+A line ``-- include: NAME`` is replaced by ``lib/NAME.lua``, which may include others. One that is
+indented is for its block alone: what is seldom needed is not made each time that the script runs. To
+have the joined scripts as files, for a linter or a client in another language::
 
     python -m redis_bus.scripts FOLDER
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 from . import folders
 
 _FOLDER = "lua"
-_INCLUDE = re.compile(r"^-- include: (\w+)\n", re.MULTILINE)
+_INCLUDE = re.compile(r"^( *)-- include: (\w+)\n", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +37,22 @@ def make(name: str, source: str) -> Script:
 
 
 def read(name: str) -> Script:
-    """Return the script of that name, its includes joined in, each once."""
+    """Return the script of that name, its includes joined in, each once in a block."""
     folder = folders.find(_FOLDER)
-    joined: set[str] = set()
 
-    def shared(match: re.Match[str]) -> str:
-        if match[1] in joined:
-            return ""
-        joined.add(match[1])
-        text = (folder / "lib" / f"{match[1]}.lua").read_text(encoding="utf-8")
+    def join(text: str, joined: set[str]) -> str:
+        def shared(match: re.Match[str]) -> str:
+            indent, wanted = match.groups()
+            if wanted in joined:
+                return ""
+            # What a block has is gone at its end.
+            known = {*joined} if indent else joined
+            known.add(wanted)
+            return join((folder / "lib" / f"{wanted}.lua").read_text(encoding="utf-8"), known)
+
         return _INCLUDE.sub(shared, text)
 
-    text = (folder / f"{name}.lua").read_text(encoding="utf-8")
-    return make(name, _INCLUDE.sub(shared, text))
+    return make(name, join((folder / f"{name}.lua").read_text(encoding="utf-8"), set()))
 
 
 @cache

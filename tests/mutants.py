@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from redis_bus import folders, scripts
@@ -23,8 +24,8 @@ class Mutant:
 
     def scripts(self) -> dict[str, Script]:
         """The scripts with the fault in them, each under a SHA1 of its own."""
-        _, mark, last = self.read().rpartition("-- include: ")
-        right = last.partition("\n")[2] if mark else last  # as it is in the joined scripts
+        parts = re.split(r"^ *-- include: .*\n", self.read(), flags=re.MULTILINE)
+        right = next(part for part in parts if self.text in part)  # as it is in joined scripts
         wrong = right.replace(self.text, self.instead)
         return {
             name: scripts.make(name, script.source.replace(right, wrong))
@@ -149,9 +150,10 @@ MUTANTS = [
     ),
     Mutant(
         "a stale value is not served",
-        "call",
-        "local leader, flown, shared = read_flight(not fresh and flight)",
-        "entry = fresh and entry\nlocal leader, flown, shared = read_flight(not fresh and flight)",
+        "lib/look_up",
+        "  local leader, flown, shared = read_flight(not fresh and flight)",
+        "  entry = fresh and entry\n"
+        "  local leader, flown, shared = read_flight(not fresh and flight)",
         6,
     ),
     Mutant(

@@ -1,6 +1,5 @@
 -- include: put_job
 -- include: outlive
--- include: drop_dead
 -- include: may_cancel
 -- Push a job on a queue, which lives until its last job is dead: `life` ms, 0: for ever. `note`,
 -- '<enqueued, ms>' and 'k<key>' where it has a key, is put into `pending`, for a job that may be
@@ -16,6 +15,7 @@ local function enqueue(push, queue, wake, pending, job, mode, note, entry, life,
     outlive(pending, life, redis.call('HLEN', pending) == 1)
   end
   if waiting > 100 then
+    -- include: drop_dead
     drop_dead(queue, pending, now, grace, 2)
   end
 end
