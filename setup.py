@@ -31,6 +31,7 @@ setup(
         "embedded": EMBEDDED,
         "reload": RELOAD,
         "shell": ["ipython>=8"],
+        "bench": ["matplotlib>=3.8"],
         "testing": TESTING,
         "test": [
             *TESTING,

@@ -1,0 +1,20 @@
+"""Our worker of ``async def`` functions: up to 32 jobs at a time, on one event loop."""
+
+import os
+
+from redis_bus import Bus
+
+bus = Bus("peers-async", url=os.environ["REDIS_BUS_URL"])
+
+
+@bus.register()
+async def add(a: int, b: int) -> int:
+    return a + b
+
+
+@bus.register(cache_key="{a}/{b}")
+async def cached(a: int, b: int) -> int:
+    return a + b
+
+
+bus.serve(concurrency=32)
