@@ -8,13 +8,18 @@ from pathlib import Path
 BOTH = ("seq", "many")
 
 
+def project(need: str) -> str:
+    """Return the name of what pip installs, without its extras."""
+    return need.partition("[")[0]
+
+
 @dataclass(frozen=True)
 class Contender:
     """``worker`` and ``client``: what Python is started with, in this folder.
 
     ``needs``: what pip installs, the one whose version is shown first. ``polls``: its worker burns
-    CPU while it waits, and so is stopped (SIGSTOP) while others are measured. ``apart``: its newest
-    version does not fit in one environment with the others, and so it has one of its own.
+    CPU while it waits, and so only runs while it is measured. ``apart``: its newest version does
+    not fit in one environment with the others, and so it has one of its own.
     """
 
     name: str
@@ -29,7 +34,7 @@ class Contender:
 
     def environment(self, shared: Path) -> Path:
         """Return the folder of the virtual environment that it runs in."""
-        return shared / "apart" / self.needs[0] if self.apart else shared
+        return shared / "apart" / project(self.needs[0]) if self.apart else shared
 
 
 def peer(
@@ -76,6 +81,7 @@ DRAMATIQ = ("-m", "dramatiq", "dramatiq_worker", "--processes", "1", "--threads"
 TASKIQ = ("-m", "taskiq", "worker", "taskiq_worker:broker", "--workers", "1")
 TASKIQ += ("--log-level", "ERROR")
 ARQ = ("-m", "arq", "arq_worker.WorkerSettings", "--custom-log-dict", "arq_worker.QUIET")
+SAQ = ("-m", "saq", "saq_worker.settings")
 HUEY = ("-m", "huey.bin.huey_consumer", "huey_worker.huey", "--workers", "1", "--quiet")
 
 CONTENDERS = (
@@ -89,7 +95,7 @@ CONTENDERS = (
     peer("dramatiq", "dramatiq[redis]", worker=DRAMATIQ),
     peer("taskiq", "taskiq", "taskiq-redis", worker=TASKIQ),
     faststream("Redis", "faststream[redis]"),
-    peer("SAQ", "saq[redis,hiredis]", worker=("-m", "saq", "saq_worker.settings")),
+    peer("SAQ", "saq[redis,hiredis]", worker=SAQ, apart=True),
     peer("huey", "huey", worker=HUEY),
     peer("arq", "arq", worker=ARQ, polls=True, apart=True),
     peer(NATS, "nats-py", nats=True),

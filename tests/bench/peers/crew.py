@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -119,9 +119,9 @@ class Client(Process):
     def hear(self, seconds: float) -> dict[str, float]:
         """Return what the next line says; raise FailedError where none comes in time."""
         assert self._process.stdout is not None
-        end, line = time.monotonic() + seconds, b""
+        deadline, line = time.monotonic() + seconds, b""
         while not line.endswith(b"\n"):
-            left = end - time.monotonic()
+            left = deadline - time.monotonic()
             if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
                 raise FailedError(f"no answer within {seconds:g} s: {self.last_words()}")
             came = os.read(self._process.stdout.fileno(), 4096)
@@ -133,6 +133,18 @@ class Client(Process):
 
 
 P = TypeVar("P", bound=Process)
+
+
+def end(processes: Sequence[Process]) -> None:
+    """End these and all that they started; those that do not end soon are killed."""
+    for process in processes:
+        process.send(signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    for process in processes:
+        process.wait(max(0.0, deadline - time.monotonic()))
+    for process in processes:
+        process.send(signal.SIGKILL)  # to its group: what it started may have stayed
+        process.wait(STOP_SECONDS)
 
 
 class Crew:
@@ -160,15 +172,7 @@ class Crew:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number in (signal.SIGTERM, signal.SIGCONT):
-            for process in self._processes:
-                process.send(number)
-        end = time.monotonic() + STOP_SECONDS
-        for process in self._processes:
-            process.wait(max(0.0, end - time.monotonic()))
-        for process in self._processes:
-            process.send(signal.SIGKILL)  # its group: what it started may have stayed
-            process.wait(STOP_SECONDS)
+        end(self._processes)
         self._redis.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -176,9 +180,6 @@ class Crew:
         """Start its worker, unless it is there, and its client; return after a first call."""
         if contender.nats:
             self._start_nats()
-        worker = contender.worker
-        if worker and worker not in self._workers:
-            self._workers[worker] = self._launch(Process, python(contender), *worker)
         client = self._launch(Client, python(contender), *contender.client)
         self._clients[contender.name] = client
         with self._at_work(contender):
@@ -196,10 +197,13 @@ class Crew:
 
     @contextlib.contextmanager
     def _at_work(self, contender: Contender) -> Iterator[None]:
-        """Let its worker run within the block; a client that fails there is ended."""
-        worker = self._workers.get(contender.worker)
-        if contender.polls and worker is not None:
-            worker.send(signal.SIGCONT)
+        """See to it that its worker runs within the block; a client that fails there is ended."""
+        command, worker = contender.worker, None
+        if command:
+            worker = self._workers.get(command) or self._launch(
+                Process, python(contender), *command
+            )
+            self._workers[command] = worker
         try:
             yield
         except FailedError:
@@ -208,8 +212,8 @@ class Crew:
                 raise FailedError(f"its worker ended: {worker.last_words()}") from None
             raise
         finally:
-            if contender.polls and worker is not None:
-                worker.send(signal.SIGSTOP)
+            if contender.polls:
+                end([self._workers.pop(command)])
 
     def _start_nats(self) -> None:
         if "NATS_URL" in self._environment:

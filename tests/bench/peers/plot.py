@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -9,8 +10,8 @@ from figures import Results
 
 COLOURS = {"floor": "#9a9a9a", "ours": "#c0392b", "peer": "#4c78a8"}
 TITLES = {
-    "seq": "One caller: us a call (less is better)",
-    "many": "32 in flight: calls a second (more is better)",
+    "seq": "One caller: us a call (less is better), log scale",
+    "many": "32 in flight: calls a second (more is better), log scale",
 }
 
 
@@ -38,7 +39,9 @@ def draw(results: Results, path: Path) -> None:
         bars = chart.barh(names, values, color=colours)
         chart.bar_label(bars, [f" {value:,.0f}" for value in values], fontsize=9)
         chart.set_xscale("log")
-        chart.set_xlim(min(values) / 2, max(values) * 2.5)
+        chart.set_xlim(10 ** math.floor(math.log10(min(values) / 2)), max(values) * 2.5)
+        chart.xaxis.set_major_formatter("{x:,.0f}")
+        chart.xaxis.set_minor_formatter("")
         chart.set_title(title, fontsize=11)
         chart.spines[["top", "right"]].set_visible(False)
     figure.suptitle("add(1, 2) in one worker process; grey: floors, red: redis_bus, blue: peers")

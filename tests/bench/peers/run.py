@@ -18,7 +18,7 @@ import figures
 import options
 import plot
 import table
-from contenders import CONTENDERS, Contender
+from contenders import CONTENDERS, Contender, project
 from crew import Crew, FailedError, find_nats_server, python
 from figures import Entry, Results
 
@@ -29,7 +29,7 @@ Entries = dict[Contender, Entry]
 
 def versions(contender: Contender) -> str:
     """Return the versions of what it needs; raise FailedError where that is not installed."""
-    first, *others = [need.partition("[")[0] for need in contender.needs] or [""]
+    first, *others = map(project, contender.needs or [""])
     code = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]), sep=';')"
     try:
         found = _output(python(contender), "-c", code, first, *others) if first else "-"
@@ -97,13 +97,14 @@ def measure(crew: Crew, entries: Entries, rounds: int, seconds: float) -> None:
 
 
 def idle(crew: Crew, entries: Entries, seconds: float = 5.0) -> None:
-    """Print how much CPU the workers use that nobody calls."""
-    waiting = {one: crew.worker(one) for one in entries if one.worker and not entries[one].failure}
+    """Print how much CPU the workers use that stay up while others are measured."""
+    alive = [one for one in entries if one.worker and not one.polls and not entries[one].failure]
+    waiting = {one: crew.worker(one) for one in alive}
     before = {one: worker.cpu_seconds() for one, worker in waiting.items()}
     time.sleep(seconds)
     for one, worker in waiting.items():
         share = (worker.cpu_seconds() - before[one]) / seconds
-        print(f"{one.name:28} {share:6.1%} of a core{', stopped' if one.polls else ''}")
+        print(f"{one.name:28} {share:6.1%} of a core")
 
 
 def write(results: Results, chosen: argparse.Namespace) -> None:

@@ -5,8 +5,7 @@ from typing import Any
 
 from saq import Queue
 
-# redis-py 8 ends a wait after 5 s unless told otherwise.
-queue = Queue.from_url(os.environ["REDIS_BUS_URL"] + "?socket_timeout=3600", name="peers")
+queue = Queue.from_url(os.environ["REDIS_BUS_URL"], name="peers")
 
 
 async def add(context: dict[str, Any], *, a: int, b: int) -> int:
