@@ -20,7 +20,7 @@ MODULES = ("contenders", "crew", "figures", "plot", "table", "side_by_side")
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Give what imports a module of the bench, which has its folder on the path, and forget them."""
+    """Give what imports a module of the bench, from its folder, and forget them afterwards."""
     monkeypatch.syspath_prepend(str(BENCH))
     monkeypatch.syspath_prepend(str(PEERS))
     yield __import__
@@ -31,7 +31,9 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def canned(bench: Any) -> Any:
     figures, names = bench("figures"), bench("contenders")
     ours = figures.Entry(names.BUS, "ours", "1", {"seq": [400, 100], "many": [2000, 3000]})
-    pair = figures.Entry(names.PAIR, "floor", "2", {"seq": [200, 100], "many": [10, 30]})
+    pair = figures.Entry(
+        names.PAIR, "floor", "2", {"seq": [200, 100], "many": [10, 30]}, "", {"hi": "3"}
+    )
     slow = figures.Entry("slow", "peer", "3", {"seq": [9000, 9000]})
     quick = figures.Entry("quick", "peer", "3", {"seq": [80, 120]})
     dead = figures.Entry("dead", "peer", "4", {"seq": [1]}, "it said no")
@@ -52,6 +54,7 @@ def test_a_table_has_all_contenders_and_why_one_failed(bench: Any, form: str) ->
     text = bench("table").render(canned(bench), form)
 
     assert "dead failed: it said no" in text
+    assert "libraries: hi 3" in text
     places = [text.index(f"{name} ") for name in ("redis-py pair", "redis_bus, Bus", "quick")]
     assert places == sorted(places)
     assert text.index("quick ") < text.index("slow ") < text.index("dead ")
@@ -107,9 +110,9 @@ def test_one_that_does_not_start_is_told_with_its_last_words(
     orphan = contenders.Contender("orphan", "peer", waits, ("-c", "exit('no broker')"))
 
     with crew.Crew() as running:
-        with pytest.raises(crew.FailedError, match="^no such thing$"):
+        with pytest.raises(crew.FailedError, match=r"^no such thing$"):
             running.start(dies)
-        with pytest.raises(crew.FailedError, match="^its worker ended: no broker$"):
+        with pytest.raises(crew.FailedError, match=r"^its worker ended: no broker$"):
             running.start(orphan)
 
 

@@ -12,11 +12,9 @@ import venv
 from pathlib import Path
 
 import options
-from contenders import CONTENDERS
+from contenders import CONTENDERS, INSTALLED
 
 CLONE = options.HERE.parents[2]
-# Says which peers did not install, and why; where it is, all others did.
-INSTALLED = "peers.json"
 PIP_SECONDS = 300
 
 

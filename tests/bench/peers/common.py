@@ -77,10 +77,12 @@ def serve(make: Callable[[], Call]) -> None:
     def call_of_this_thread() -> Call:
         if not hasattr(mine, "call"):
             mine.call = make()
-        return mine.call
+        call: Call = mine.call
+        return call
 
     def sequential(seconds: float) -> list[float]:
-        call, took = call_of_this_thread(), []
+        call = call_of_this_thread()
+        took: list[float] = []
         end = time.perf_counter() + seconds
         while (began := time.perf_counter()) < end or len(took) < FEWEST:
             check(call())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+# In the folder of the environment: why those peers that did not install did not.
+INSTALLED = "peers.json"
 BOTH = ("seq", "many")
 
 
@@ -17,7 +19,7 @@ def project(need: str) -> str:
 class Contender:
     """``worker`` and ``client``: what Python is started with, in this folder.
 
-    ``needs``: what pip installs, the one whose version is shown first. ``polls``: its worker burns
+    ``needs``: what pip installs, itself first, whose version is shown. ``polls``: its worker burns
     CPU while it waits, and so only runs while it is measured. ``apart``: its newest version does
     not fit in one environment with the others, and so it has one of its own.
     """
@@ -76,10 +78,18 @@ BUS_WORKER, ASYNC_BUS_WORKER = ("bus_worker.py",), ("async_bus_worker.py",)
 PAIR_WORKER = ("pair_worker.py",)
 OURS = ("redis_bus",)
 CELERY = ("-m", "celery", "-A", "celery_worker", "worker", "--pool", "solo", "--loglevel", "ERROR")
-CELERY += ("--without-gossip", "--without-mingle", "--without-heartbeat")
+QUIET_CELERY = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 DRAMATIQ = ("-m", "dramatiq", "dramatiq_worker", "--processes", "1", "--threads", "8")
-TASKIQ = ("-m", "taskiq", "worker", "taskiq_worker:broker", "--workers", "1")
-TASKIQ += ("--log-level", "ERROR")
+TASKIQ = (
+    "-m",
+    "taskiq",
+    "worker",
+    "taskiq_worker:broker",
+    "--workers",
+    "1",
+    "--log-level",
+    "ERROR",
+)
 ARQ = ("-m", "arq", "arq_worker.WorkerSettings", "--custom-log-dict", "arq_worker.QUIET")
 SAQ = ("-m", "saq", "saq_worker.settings")
 HUEY = ("-m", "huey.bin.huey_consumer", "huey_worker.huey", "--workers", "1", "--quiet")
@@ -90,12 +100,13 @@ CONTENDERS = (
     Contender(ASYNC_PAIR, "floor", ("async_pair_client.py",), PAIR_WORKER, REDIS_PY),
     Contender(BUS, "ours", ("bus_client.py", "add"), BUS_WORKER, OURS),
     Contender(ASYNC_BUS, "ours", ("async_bus_client.py", "add"), ASYNC_BUS_WORKER, OURS),
-    peer("Celery", "celery[redis]", worker=CELERY),
+    peer("Celery", "celery[redis]", worker=CELERY + QUIET_CELERY),
     peer("RQ", "rq"),
     peer("dramatiq", "dramatiq[redis]", worker=DRAMATIQ),
     peer("taskiq", "taskiq", "taskiq-redis", worker=TASKIQ),
     faststream("Redis", "faststream[redis]"),
-    peer("SAQ", "saq[redis,hiredis]", worker=SAQ, apart=True),
+    # It imports typing_extensions, which it does not ask for.
+    peer("SAQ", "saq[redis,hiredis]", "typing-extensions", worker=SAQ, apart=True),
     peer("huey", "huey", worker=HUEY),
     peer("arq", "arq", worker=ARQ, polls=True, apart=True),
     peer(NATS, "nats-py", nats=True),
@@ -109,7 +120,10 @@ CONTENDERS = (
 )
 
 # What is not measured at all, and why.
-LEFT_OUT = {"Nameko": "needs RabbitMQ, and a kombu older than Celery's; zerorpc is in its place"}
+LEFT_OUT = {
+    "Nameko": "needs RabbitMQ, and a kombu older than Celery's; zerorpc is in its place",
+    "uvloop": "whatever is on asyncio, ours too, runs on asyncio's own loop",
+}
 
 # Of one measurement, the ratio of the first to the second.
 COMPARED = (

@@ -14,13 +14,14 @@ UNITS = {"seq": "us a call", "many": "calls/s"}
 
 @dataclass
 class Entry:
-    """What was measured of a contender, a figure a round; and why nothing was, where it was not."""
+    """What was measured of a contender, a figure a round; why nothing was, where it failed."""
 
     name: str
     group: str
     version: str = ""
     rounds: dict[str, list[float]] = field(default_factory=dict)
     failure: str = ""
+    libraries: dict[str, str] = field(default_factory=dict)
 
     def median(self, kind: str) -> float | None:
         values = self.rounds.get(kind)

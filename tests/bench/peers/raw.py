@@ -15,7 +15,7 @@ REQUEST = b"raw:request"
 
 def connect() -> socket.socket:
     url = urlsplit(os.environ["REDIS_BUS_URL"])
-    connection = socket.create_connection((url.hostname, url.port))
+    connection = socket.create_connection((url.hostname, url.port or 6379))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
 

@@ -18,7 +18,7 @@ import figures
 import options
 import plot
 import table
-from contenders import CONTENDERS, Contender, project
+from contenders import CONTENDERS, INSTALLED, Contender, project
 from crew import Crew, FailedError, find_nats_server, python
 from figures import Entry, Results
 
@@ -27,26 +27,25 @@ from redis_bus.embedded import find_server
 Entries = dict[Contender, Entry]
 
 
-def versions(contender: Contender) -> str:
+def versions(contender: Contender) -> dict[str, str]:
     """Return the versions of what it needs; raise FailedError where that is not installed."""
-    first, *others = map(project, contender.needs or [""])
-    code = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]), sep=';')"
+    names = [project(need) for need in contender.needs]
+    code = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
     try:
-        found = _output(python(contender), "-c", code, first, *others) if first else "-"
+        found = _output(python(contender), "-c", code, *names).split()
     except OSError:
-        found = ""
-    if not found:
+        found = []
+    if len(found) < len(names):
         raise FailedError(f"not installed: {_why(contender)}")
-    version, *more = found.split(";")
-    return ", ".join([version, *map(" ".join, zip(others, more, strict=True))])
+    return dict(zip(names, found, strict=True))
 
 
 def _why(contender: Contender) -> str:
     try:
-        failures = json.loads((Path(sys.prefix) / "peers.json").read_text(encoding="utf-8"))
+        failures = json.loads((Path(sys.prefix) / INSTALLED).read_text(encoding="utf-8"))
     except OSError:
-        return "run python tests/bench/peers, which installs it"
-    return failures.get(contender.needs[0], "")
+        failures = {}
+    return failures.get(contender.needs[0]) or "python tests/bench/peers installs it"
 
 
 def about(chosen: argparse.Namespace) -> dict[str, str]:
@@ -71,7 +70,9 @@ def start(crew: Crew, chosen: argparse.Namespace) -> Entries:
     entries = {one: Entry(one.name, one.group) for one in CONTENDERS if one.name in only}
     for contender, entry in entries.items():
         try:
-            entry.version = versions(contender)
+            found = versions(contender)
+            entry.version = found.pop(project(contender.needs[0])) if contender.needs else ""
+            entry.libraries = found
             crew.start(contender)
         except FailedError as error:
             entry.failure = str(error)

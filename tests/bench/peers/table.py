@@ -61,7 +61,13 @@ def notes(results: Results) -> list[str]:
     failed = {entry.name: entry.failure for entry in results.entries if entry.failure}
     made = [f"{name} failed: {reason}" for name, reason in failed.items()]
     made += [f"{name} left out: {reason}" for name, reason in LEFT_OUT.items()]
-    return made + [f"{name}: {value}" for name, value in results.about.items()]
+    made += [f"{name}: {value}" for name, value in results.about.items()]
+    libraries: dict[str, str] = {}
+    for entry in results.entries:
+        libraries |= entry.libraries
+    if libraries:
+        made.append("libraries: " + ", ".join(map(" ".join, libraries.items())))
+    return made
 
 
 def render(results: Results, form: str) -> str:
@@ -69,7 +75,8 @@ def render(results: Results, form: str) -> str:
     table = TABLES[form]
     ratios = ["", "what", "ratio", "spread"]
     lines = [INTRO, "", *table(HEAD, rows(results)), ""]
-    lines += [*table(ratios, compared(results)), ""]
+    if below := compared(results):
+        lines += [*table(ratios, below), ""]
     lines += [f"- {note}" for note in notes(results)]
     return "\n".join(lines) + "\n"
 
