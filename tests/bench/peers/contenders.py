@@ -43,28 +43,18 @@ def peer(
     name: str,
     *needs: str,
     worker: tuple[str, ...] = (),
-    program: str = "",
     nats: bool = False,
     polls: bool = False,
     apart: bool = False,
 ) -> Contender:
-    """A peer, whose two files have its name; ``worker`` where it brings a command of its own."""
-    program = program or name.lower().replace("-py", "")
-    return Contender(
-        name,
-        "peer",
-        client=(f"{program}_client.py",),
-        worker=worker or (f"{program}_worker.py",),
-        needs=needs,
-        nats=nats,
-        polls=polls,
-        apart=apart,
-    )
+    """A peer, whose two files have its name, and take what stands after a comma as an argument.
 
-
-def faststream(broker: str, *needs: str) -> Contender:
-    program = f"faststream_{broker.lower()}"
-    return peer(f"FastStream, {broker}", *needs, program=program, nats=broker == "NATS")
+    ``worker``: where it brings a command of its own that starts a worker.
+    """
+    program, *arguments = name.lower().replace("-py", "").split(", ")
+    client = (f"{program}_client.py", *arguments)
+    worker = worker or (f"{program}_worker.py", *arguments)
+    return Contender(name, "peer", client, worker, needs=needs, nats=nats, polls=polls, apart=apart)
 
 
 REDIS_PY = ("redis", "hiredis")
@@ -104,13 +94,13 @@ CONTENDERS = (
     peer("RQ", "rq"),
     peer("dramatiq", "dramatiq[redis]", worker=DRAMATIQ),
     peer("taskiq", "taskiq", "taskiq-redis", worker=TASKIQ),
-    faststream("Redis", "faststream[redis]"),
+    peer("FastStream, Redis", "faststream[redis]"),
     # It imports typing_extensions, which it does not ask for.
     peer("SAQ", "saq[redis,hiredis]", "typing-extensions", worker=SAQ, apart=True),
     peer("huey", "huey", worker=HUEY),
     peer("arq", "arq", worker=ARQ, polls=True, apart=True),
     peer(NATS, "nats-py", nats=True),
-    faststream("NATS", "faststream[nats]"),
+    peer("FastStream, NATS", "faststream[nats]", nats=True),
     peer(PYRO5, "Pyro5"),
     peer("zerorpc", "zerorpc"),
     Contender(GET, "cached", ("get_client.py",), (), REDIS_PY),

@@ -1,17 +1,16 @@
-"""FastStream on Nats: `request`."""
+"""FastStream: `request`, with Redis to a channel, with NATS to a subject."""
 
 import contextlib
 import json
-import os
 from collections.abc import AsyncIterator
 
 from common import CALL_SECONDS, AsyncCall, serve_async
-from faststream.nats import NatsBroker
+from faststream_worker import make_broker
 
 
 @contextlib.asynccontextmanager
 async def connected() -> AsyncIterator[AsyncCall]:
-    async with NatsBroker(os.environ["NATS_URL"], logger=None) as broker:
+    async with make_broker() as broker:
 
         async def call() -> int:
             message = {"a": 1, "b": 2}
