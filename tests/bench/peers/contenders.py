@@ -70,16 +70,8 @@ OURS = ("redis_bus",)
 CELERY = ("-m", "celery", "-A", "celery_worker", "worker", "--pool", "solo", "--loglevel", "ERROR")
 QUIET_CELERY = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 DRAMATIQ = ("-m", "dramatiq", "dramatiq_worker", "--processes", "1", "--threads", "8")
-TASKIQ = (
-    "-m",
-    "taskiq",
-    "worker",
-    "taskiq_worker:broker",
-    "--workers",
-    "1",
-    "--log-level",
-    "ERROR",
-)
+TASKIQ = ("-m", "taskiq", "worker", "taskiq_worker:broker", "--workers", "1")
+QUIET_TASKIQ = ("--log-level", "ERROR")
 ARQ = ("-m", "arq", "arq_worker.WorkerSettings", "--custom-log-dict", "arq_worker.QUIET")
 SAQ = ("-m", "saq", "saq_worker.settings")
 HUEY = ("-m", "huey.bin.huey_consumer", "huey_worker.huey", "--workers", "1", "--quiet")
@@ -93,7 +85,7 @@ CONTENDERS = (
     peer("Celery", "celery[redis]", worker=CELERY + QUIET_CELERY),
     peer("RQ", "rq"),
     peer("dramatiq", "dramatiq[redis]", worker=DRAMATIQ),
-    peer("taskiq", "taskiq", "taskiq-redis", worker=TASKIQ),
+    peer("taskiq", "taskiq", "taskiq-redis", worker=TASKIQ + QUIET_TASKIQ),
     peer("FastStream, Redis", "faststream[redis]"),
     # It imports typing_extensions, which it does not ask for.
     peer("SAQ", "saq[redis,hiredis]", "typing-extensions", worker=SAQ, apart=True),

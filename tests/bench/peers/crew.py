@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -152,15 +153,16 @@ class Crew:
 
     def __init__(self) -> None:
         self._redis = EmbeddedRedis(port=0)
+        self._numbers = itertools.count()
         self._processes: list[Process] = []
         self._workers: dict[tuple[str, ...], Process] = {}
         self._clients: dict[str, Client] = {}
         self._environment: dict[str, str] = {}
 
     def __enter__(self) -> Crew:
-        self._folder = Path(tempfile.mkdtemp(prefix="peers-"))
         # TCP for all: not every peer speaks to Redis over a unix socket.
         url = self._redis.start().url.replace("localhost", "127.0.0.1")
+        self._folder = Path(tempfile.mkdtemp(prefix="peers-"))
         ours = {"REDIS_BUS_URL": url, "PYTHONPATH": str(HERE.parent)}
         ports = {name: str(free_port()) for name in ("PYRO5_PORT", "ZERORPC_PORT")}
         self._environment = {**os.environ, **ours, **ports}
@@ -198,12 +200,10 @@ class Crew:
     @contextlib.contextmanager
     def _at_work(self, contender: Contender) -> Iterator[None]:
         """See to it that its worker runs within the block; a client that fails there is ended."""
-        command, worker = contender.worker, None
-        if command:
-            worker = self._workers.get(command) or self._launch(
-                Process, python(contender), *command
-            )
-            self._workers[command] = worker
+        command = contender.worker
+        if command and command not in self._workers:
+            self._workers[command] = self._launch(Process, python(contender), *command)
+        worker = self._workers.get(command)
         try:
             yield
         except FailedError:
@@ -212,8 +212,10 @@ class Crew:
                 raise FailedError(f"its worker ended: {worker.last_words()}") from None
             raise
         finally:
-            if contender.polls:
-                end([self._workers.pop(command)])
+            if contender.polls and worker is not None:
+                end([worker])
+                self._processes.remove(worker)
+                del self._workers[command]
 
     def _start_nats(self) -> None:
         if "NATS_URL" in self._environment:
@@ -226,7 +228,7 @@ class Crew:
         self._environment["NATS_URL"] = f"nats://127.0.0.1:{port}"
 
     def _launch(self, kind: type[P], *command: str) -> P:
-        log = self._folder / f"{len(self._processes)}.log"
+        log = self._folder / f"{next(self._numbers)}.log"
         process = kind([*command], self._environment, log)
         self._processes.append(process)
         return process
