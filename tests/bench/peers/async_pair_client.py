@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 
 import redis.asyncio
 from common import AsyncCall, serve_async
-from side_by_side import REPLY, REQUEST
+from side_by_side import BUS, REQUEST
+
+from redis_bus.bench_names import PAIR, reply_list
 
 numbers = itertools.count()
 
@@ -17,7 +19,7 @@ async def connected() -> AsyncIterator[AsyncCall]:
     async with redis.asyncio.Redis.from_url(os.environ["REDIS_BUS_URL"]) as client:
 
         async def call() -> int:
-            reply = f"{REPLY}:{next(numbers)}"
+            reply = reply_list(BUS, PAIR, next(numbers))
             await client.lpush(REQUEST, reply)
             return int((await client.blpop([reply]))[1])
 

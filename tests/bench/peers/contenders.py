@@ -65,7 +65,7 @@ CACHED, ASYNC_CACHED = "redis_bus, Bus, cached", "redis_bus, AsyncBus, cached"
 NATS, PYRO5 = "nats-py", "Pyro5"
 
 BUS_WORKER, ASYNC_BUS_WORKER = ("bus_worker.py",), ("async_bus_worker.py",)
-PAIR_WORKER = ("pair_worker.py",)
+RAW_WORKER, PAIR_WORKER = (("-m", "redis_bus.bench_bare", kind) for kind in ("floor", "pair"))
 OURS = ("redis_bus",)
 CELERY = ("-m", "celery", "-A", "celery_worker", "worker", "--pool", "solo", "--loglevel", "ERROR")
 QUIET_CELERY = ("--without-gossip", "--without-mingle", "--without-heartbeat")
@@ -77,7 +77,7 @@ SAQ = ("-m", "saq", "saq_worker.settings")
 HUEY = ("-m", "huey.bin.huey_consumer", "huey_worker.huey", "--workers", "1", "--quiet")
 
 CONTENDERS = (
-    Contender(RAW, "floor", ("raw_client.py",), ("raw_worker.py",)),
+    Contender(RAW, "floor", ("raw_client.py",), RAW_WORKER),
     Contender(PAIR, "floor", ("pair_client.py",), PAIR_WORKER, REDIS_PY),
     Contender(ASYNC_PAIR, "floor", ("async_pair_client.py",), PAIR_WORKER, REDIS_PY),
     Contender(BUS, "ours", ("bus_client.py", "add"), BUS_WORKER, OURS),

@@ -20,7 +20,9 @@ from types import TracebackType
 from typing import TypeVar
 
 from contenders import Contender
+from side_by_side import BUS
 
+from redis_bus.bench_names import NAME_VARIABLE
 from redis_bus.embedded import EmbeddedRedis, die_with_parent
 
 HERE = Path(__file__).resolve().parent
@@ -163,7 +165,7 @@ class Crew:
         # TCP for all: not every peer speaks to Redis over a unix socket.
         url = self._redis.start().url.replace("localhost", "127.0.0.1")
         self._folder = Path(tempfile.mkdtemp(prefix="peers-"))
-        ours = {"REDIS_BUS_URL": url, "PYTHONPATH": str(HERE.parent)}
+        ours = {"REDIS_BUS_URL": url, "PYTHONPATH": str(HERE.parent), NAME_VARIABLE: BUS}
         ports = {name: str(free_port()) for name in ("PYRO5_PORT", "ZERORPC_PORT")}
         self._environment = {**os.environ, **ours, **ports}
         return self

@@ -5,15 +5,18 @@ import os
 
 import redis
 from common import Call, serve
-from side_by_side import REPLY, bare_pair
+from side_by_side import BUS
+
+from redis_bus.bench_bare import pair
+from redis_bus.bench_names import PAIR, reply_list, request_list
 
 numbers = itertools.count()
 
 
 def make() -> Call:
     client = redis.Redis.from_url(os.environ["REDIS_BUS_URL"])
-    pair = bare_pair(client, f"{REPLY}:{next(numbers)}")
-    return lambda: int(pair()[1])
+    call = pair(client, request_list(BUS, PAIR), reply_list(BUS, PAIR, next(numbers)))
+    return lambda: int(call()[1])
 
 
 serve(make)

@@ -1,22 +1,20 @@
-"""The raw pair's client: a socket and a list of replies for each thread."""
+"""The same over sockets, each side's two commands in one write; a socket for each thread."""
 
 import itertools
 
 from common import Call, serve
-from raw import REQUEST, command, connect, popped
+from side_by_side import BUS
+
+from redis_bus.bench_bare import Wire, endpoint_of, floor
+from redis_bus.bench_names import FLOOR, reply_list, request_list
 
 numbers = itertools.count()
 
 
 def make() -> Call:
-    connection, reply = connect(), b"raw:reply:%d" % next(numbers)
-    both = command(b"LPUSH", REQUEST, reply) + command(b"BLPOP", reply, b"0")
-
-    def call() -> int:
-        connection.sendall(both)
-        return int(popped(connection))
-
-    return call
+    wire = Wire(endpoint_of(None, BUS))
+    call = floor(wire, request_list(BUS, FLOOR), reply_list(BUS, FLOOR, next(numbers)))
+    return lambda: int(call()[1])
 
 
 serve(make)
