@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 # The outcome of a job whose caller went away, which so nobody reads.
 CANCELLED = outcome.encode_error(Cancelled("its caller went away"), trace="")
+_WAIT, _CALL, _ASYNC = Mode.WAIT, Mode.CALL, Mode.ASYNC
 # How often a call is begun anew: registrations that change, connections that are lost.
 MAX_TRIES = 5
 
@@ -93,7 +94,7 @@ def call(
     for attempt in range(MAX_TRIES):
         target, key, body = yield from prepare(source, args, kwargs, seen)
         shown = ShownCall(target.name, args, kwargs)
-        if deadline.left() == 0.0:
+        if (attempt > 0 or deadline.budget == 0.0) and deadline.left() == 0.0:
             _check_late(deadline, attempt, key, lost, target, shown)
         try:
             if key is None:
@@ -276,7 +277,7 @@ def _call_alone(
     command = route.call(
         job,
         body,
-        mode=Mode.ASYNC if source.listens or route.durable else Mode.WAIT,
+        mode=_ASYNC if source.listens or route.durable else _WAIT,
         budget_ms=deadline.left_ms(),
         fail_fast=options.fail_fast,
         but=nested.busy_worker(route),
@@ -286,8 +287,9 @@ def _call_alone(
         status, reply = (yield from _send(route, command, withdraw, shown, deadline)), None
     else:
         seconds, timeout = slice_of(deadline, FIRST_SLICE_SECONDS)
-        slice_ = Wait(route.service, job, seconds, alone=True, only_if=b"queued")
-        status, reply = yield Request((command,), timeout, wait=slice_, withdraw=withdraw)
+        slice_ = Wait(route.service, job, seconds, True, b"queued")
+        request = Request((command,), timeout, False, 0.0, slice_, None, withdraw)
+        status, reply = yield request
         if isinstance(status, int):  # mode 'wait': when it was queued
             status = [b"queued", b"", status]
     note_status(seen, status)
@@ -321,7 +323,7 @@ def _call_keyed(
     command = route.call(
         job,
         body,
-        mode=Mode.ASYNC if source.listens or route.durable else Mode.CALL,
+        mode=_ASYNC if source.listens or route.durable else _CALL,
         budget_ms=deadline.left_ms(),
         key=key,
         fail_fast=options.fail_fast,

@@ -75,6 +75,8 @@ class Claims:
 
     def is_held_beside(self, slot: Asker, job: Job) -> bool:
         """Whether another slot has that job already, and is to run it or runs it."""
+        if len(self._held) == 1:  # its own
+            return False
         with self._lock:
             others = self._held.items()
             return any(other is not slot and held.id == job.id for other, (_, held) in others)

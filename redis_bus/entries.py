@@ -52,18 +52,19 @@ def parse_job(entry: bytes) -> Job:
         length = 0 if size == "-" else int(size)
         if not 0 <= length <= len(rest):
             raise ValueError(size)
+        # In their order: names of arguments would take as long as all the rest.
         return Job(
-            id=job,
-            method=method,
-            attempt=int(attempt),
-            tries=int(tries),
-            deadline_ms=int(deadline),
-            enqueued_ms=int(enqueued),
-            etag=etag,
-            mode=_MODES[mode],
-            generation=generation,
-            key=None if size == "-" else rest[:length],
-            body=rest[length:],
+            job,
+            method,
+            int(attempt),
+            int(tries),
+            int(deadline),
+            int(enqueued),
+            etag,
+            _MODES[mode],
+            generation,
+            None if size == "-" else rest[:length],
+            rest[length:],
         )
     except (ValueError, KeyError):
         raise ProtocolError(f"a queue entry that is no job: {entry[:60]!r}") from None

@@ -47,6 +47,8 @@ MOST_PARTITIONS = 1024
 # hiredis annotates a tuple of any length as one of length 1.
 _pack: Callable[[Command], bytes] = cast(Any, hiredis.pack_command)
 _ASKING = _pack(("ASKING",))
+# To look them up in their class takes as long as ten comparisons.
+_WAIT, _RUN, _REFRESH = Mode.WAIT, Mode.RUN, Mode.REFRESH
 BLOCKING = ("BLPOP", "BLMOVE")
 # Bytes of the reply to `call` that says it is queued in mode 'wait', and of that to `finish` that
 # says it is done: what follows is waited for as well. No error is as short.
@@ -476,16 +478,16 @@ class Post:
         keys: list[bytes | str] = [self.running, self.service.reply(job.id), route.stats]
         # Who waits may be cut off from Redis for a while. With a key, the value is cached.
         alone, deadline = route.alone_ms if job.key is None else LEASE_MS, job.deadline_ms
-        if job.mode is Mode.RUN:
+        if job.mode is _RUN:
             alone, deadline = route.keep_ms, 0
-        elif job.mode is Mode.REFRESH:
+        elif job.mode is _REFRESH:
             alone = 0
         elif deadline and now_ms:
             alone, deadline = max(0, min(alone, deadline - now_ms)), 0
         # Who joined may not have begun to wait: an outcome is kept for a lease at least.
         keep = max(route.keep_ms, LEASE_MS)
         args = (job.id, outcome, keep, alone, deadline, spent_us)
-        if job.mode is not Mode.WAIT:
+        if job.mode is not _WAIT:
             keys.append(self.service.inboxes(job.id))
         if job.key is None:
             return evalsha("finish", keys, *args)

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+# Results of these types are no awaitables: most are of one of them, and it takes a while to look.
+_PLAIN = {bool, bytes, dict, float, int, list, str, tuple, type(None)}
+
+
 class _Mismatch(Exception):
     """The job was made for another registration of its method than the one served here."""
 
@@ -99,17 +103,16 @@ class Runner:
 
         Raises StopNow, and nothing else: whatever the function raises is an outcome.
         """
-        target = self._served[name].target
-        shown: ShownCall | str = name
+        target, given = self._served[name].target, None
         # What comes before the hooks is logged here, the rest by the middleware that logs.
         try:
             given = arguments.decode(job.body, target.serializer)
-            shown = ShownCall(name, given.args, given.kwargs)
             if job.etag != target.etag:
                 _check_fit(target, given)
         except StopNow:
             raise
         except BaseException as error:  # noqa: BLE001 - a serializer of the user's, too
+            shown = _shown(name, given)
             logger.error("%s: %s", shown, error)
             return self._failed(error, shown)
         try:
@@ -117,7 +120,7 @@ class Runner:
         except StopNow:
             raise
         except BaseException as error:  # noqa: BLE001 - also SystemExit: a function stops no worker
-            return self._failed(error, shown)
+            return self._failed(error, _shown(name, given))
 
     def lost(self, name: str) -> bytes:
         """The outcome of a job whose worker was told to stop at once."""
@@ -192,7 +195,7 @@ class Runner:
             self._running = True
             value = self._served[name].function(*given.args, **given.kwargs)
             forks.end_if_forked(here, name, None)
-            if inspect.isawaitable(value):
+            if type(value) not in _PLAIN and inspect.isawaitable(value):
                 value = self._loop.run(value, name)
         except BaseException as error:
             forks.end_if_forked(here, name, error)
@@ -221,6 +224,10 @@ class Runner:
             self._debugger.examine(frames)
         finally:
             self._debugger = None
+
+
+def _shown(name: str, given: Arguments | None) -> ShownCall | str:
+    return name if given is None else ShownCall(name, given.args, given.kwargs)
 
 
 def _check_fit(target: Target, given: Arguments) -> None:

@@ -1,7 +1,7 @@
 """The Lua scripts of ``lua/``, joined with what they share, and known by their SHA1.
 
 A line ``-- include: NAME`` is replaced by ``lib/NAME.lua``, which may include others. One that is
-indented is for its block alone: what is seldom needed is not made each time that the script runs. To
+indented is for its block alone: what is seldom needed is not made each time that a script runs. To
 have the joined scripts as files, for a linter or a client in another language::
 
     python -m redis_bus.scripts FOLDER
