@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ import redis
 
 from redis_bus import Bus
 from redis_bus.embedded import EmbeddedRedis
-from tests.support import PATIENCE_SECONDS, Processes, find_servers, in_faults
+from tests.support import PATIENCE_SECONDS, ROOT, Processes, find_servers, in_faults
 
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True, max_examples=60)
 hypothesis.settings.register_profile("nightly", deadline=None, print_blob=True, max_examples=5000)
@@ -47,6 +48,10 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        # Once for the hundreds of processes that are started, which may not be allowed to.
+        compileall.compile_dir(ROOT / "redis_bus", quiet=2)
+        compileall.compile_dir(ROOT / "lua", quiet=2)
     if not SERVERS:
         raise pytest.UsageError("no Redis server: pip install -e '.[test]', or a redis-server")
     if os.environ.get("CI") and "system" not in SERVERS:

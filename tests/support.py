@@ -17,11 +17,13 @@ from typing import Any, TypeVar
 
 from redis_bus import Bus
 from redis_bus.embedded import SERVERS, _bundled_server
+from tests.command_line import command_line
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "sample"
 PATIENCE_SECONDS = 30.0
+SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.005, 0.05
 
 
 def find_servers() -> dict[str, str]:
@@ -44,15 +46,21 @@ def in_faults(test: str) -> bool:
     return test.startswith("tests/faults/")
 
 
+def pause_seconds(waited: float) -> float:
+    """Return when to look again: seldom at what takes long already, as looking slows it down."""
+    return min(max(SHORTEST_PAUSE_SECONDS, waited / 10), LONGEST_PAUSE_SECONDS)
+
+
 def eventually(condition: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:
     """Return what the condition returns once that is true; fail where it never becomes so."""
-    end = time.monotonic() + seconds
+    start = time.monotonic()
     while True:
         value = condition()
         if value:
             return value
-        assert time.monotonic() < end, f"never became true: {condition}"
-        time.sleep(0.005)
+        waited = time.monotonic() - start
+        assert waited < seconds, f"never became true: {condition}"
+        time.sleep(pause_seconds(waited))
 
 
 @contextlib.contextmanager
@@ -142,7 +150,10 @@ class Processes:
     def run(
         self, *command: str, cwd: Path | None = None, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end."""
+        """Run a command to its end: ``redis-bus`` in a fork that has imported it already."""
+        if command[0] == "redis-bus":
+            folder, environment = cwd or self.folder, env or self.environment()
+            return command_line.run(command[1:], folder, environment, 2 * PATIENCE_SECONDS)
         process = self.start(*command, cwd=cwd, env=env)
         out, err = process.communicate(timeout=2 * PATIENCE_SECONDS)
         return subprocess.CompletedProcess(command, process.returncode, out, err)

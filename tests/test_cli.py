@@ -493,7 +493,16 @@ def test_an_option_that_does_not_exist_shows_the_usage_of_the_whole(alone: Proce
         assert "Usage: redis-bus serve" in alone.run("redis-bus", option).stderr
 
 
-def test_it_runs_as_a_module_too(alone: Processes) -> None:
-    for module in ("redis_bus", "redis_bus.cli"):
-        shown = alone.run(sys.executable, "-m", module, "--version")
-        assert shown.stdout.startswith("redis-bus, version ")
+@pytest.mark.parametrize("program", ["redis-bus", "-m redis_bus", "-m redis_bus.cli"])
+def test_it_runs_as_a_script_and_as_a_module(alone: Processes, program: str) -> None:
+    """In processes that import it themselves, unlike those of `Processes.run`."""
+    python = [sys.executable] if program.startswith("-m") else []
+    for line, code, words in (
+        ("--version", 0, "redis-bus, version "),
+        ("ls x", 5, "redis-bus: no Redis at localhost:1 (Connection refused)"),
+        ("nothing.bus", 2, "redis-bus: there is no module 'nothing' in "),
+    ):
+        process = alone.start(*python, *program.split(), *line.split())
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
+        assert process.returncode == code and is_one_line(out + err)
+        assert (err if code else out).startswith(words)

@@ -40,6 +40,12 @@ SERVICE = """
 """
 
 
+@pytest.fixture(scope="module")
+def server(one_server: EmbeddedRedis) -> EmbeddedRedis:
+    """Any: targets, options and signals are not its doing."""
+    return one_server
+
+
 @pytest.fixture
 def alone(tmp_path: Path) -> Iterator[Processes]:
     """Starts processes for which there is no Redis."""

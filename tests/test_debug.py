@@ -10,6 +10,7 @@ import pexpect
 import pytest
 
 from redis_bus import AsyncResult, Bus, WorkerLost
+from redis_bus.embedded import EmbeddedRedis
 from tests.support import PATIENCE_SECONDS, Processes, eventually, workers
 
 SERVICE = """
@@ -26,6 +27,12 @@ SERVICE = """
         inner = [a, b]
         return inner[0] / inner[1]
 """
+
+
+@pytest.fixture(scope="module")
+def server(one_server: EmbeddedRedis) -> EmbeddedRedis:
+    """Any: pdb and signals are not its doing."""
+    return one_server
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pexpect
 import pytest
 
 from redis_bus import Bus
+from redis_bus.embedded import EmbeddedRedis
 from tests.support import SAMPLE, Processes, eventually, workers
 
 BUS = "sample_playground"
@@ -68,6 +69,12 @@ class Terminal:
         self.child.expect(pexpect.EOF)
         self.child.close()
         assert self.child.exitstatus == 0
+
+
+@pytest.fixture(scope="module")
+def server(one_server: EmbeddedRedis) -> EmbeddedRedis:
+    """Any: a console is not its doing."""
+    return one_server
 
 
 @pytest.fixture

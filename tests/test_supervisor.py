@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import textwrap
 import time
@@ -124,11 +124,15 @@ class Serving:
 
 def processes_now() -> dict[int, tuple[int, str, str]]:
     """Return the parent, the state and the command line of each process."""
-    shown = subprocess.run(
-        ["ps", "-A", "-ww", "-o", "pid=,ppid=,stat=,args="], capture_output=True, text=True
-    )
-    rows = [line.split(None, 3) for line in shown.stdout.splitlines()]
-    return {int(row[0]): (int(row[1]), row[2], "".join(row[3:])) for row in rows}
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                # The name of the program before it is in brackets, and may hold spaces.
+                state, parent, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
+                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found[int(folder.name)] = int(parent), state, line
+    return found
 
 
 def children(pid: int) -> list[int]:
@@ -144,17 +148,17 @@ def alive(pids: list[int]) -> list[int]:
 # -- starting ---------------------------------------------------------------------------------
 
 
-def test_n_workers_serve_and_one_line_says_so(processes: Processes, client_bus: Bus) -> None:
-    serving = Serving(processes, client_bus, 3)
+def test_n_workers_serve_and_one_line_says_so(some: Processes, some_bus: Bus) -> None:
+    serving = Serving(some, some_bus, 3)
     said = BANNER.fullmatch(serving.banner)
     assert said and said["count"] == "3" and said["stop"]
-    assert said["address"] == client_bus._core.transport.address
+    assert said["address"] == some_bus._core.transport.address
     assert len(set(serving.pids)) == 3
     assert sorted(children(serving.process.pid)) == sorted(serving.pids)
-    assert client_bus["math_add"](1, 2) == 3
+    assert some_bus["math_add"](1, 2) == 3
     assert end(serving.process) == ""
     assert alive(serving.pids) == []
-    assert workers(client_bus, "math_add") == 0
+    assert workers(some_bus, "math_add") == 0
 
 
 def test_without_the_option_there_is_no_other_process(some: Processes, some_bus: Bus) -> None:
@@ -399,15 +403,15 @@ def test_a_python_that_is_gone_for_a_while_is_tried_again(some: Processes, some_
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_first_signal_lets_the_running_job_finish(
-    processes: Processes, client_bus: Bus, number: int
+    some: Processes, some_bus: Bus, number: int
 ) -> None:
-    serving = Serving(processes, client_bus, 2)
+    serving = Serving(some, some_bus, 2)
     busy = serving.start_job()
     # As ctrl-C in a terminal does, which sends it to the group in the foreground.
     os.killpg(serving.process.pid, number)
     eventually(lambda: alive(serving.pids) == [busy])
-    queued = client_bus["math_add"].run(1, 2)
-    (processes.folder / "go").touch()
+    queued = some_bus["math_add"].run(1, 2)
+    (some.folder / "go").touch()
     assert serving.job.get() == "finished"
     assert serving.process.communicate(timeout=PATIENCE_SECONDS)[1] == FINISHING
     assert serving.process.returncode == 0
@@ -415,8 +419,8 @@ def test_the_first_signal_lets_the_running_job_finish(
     assert not queued.done()
 
 
-def test_the_second_signal_stops_now(processes: Processes, client_bus: Bus) -> None:
-    serving = Serving(processes, client_bus, 4)
+def test_the_second_signal_stops_now(some: Processes, some_bus: Bus) -> None:
+    serving = Serving(some, some_bus, 4)
     serving.start_job()
     serving.process.send_signal(signal.SIGTERM)
     serving.process.send_signal(signal.SIGINT)
@@ -541,36 +545,34 @@ def test_what_else_python_swallows_is_told_as_ever(alone: Processes) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells children")
-def test_workers_end_with_a_supervisor_that_is_killed(
-    processes: Processes, client_bus: Bus
-) -> None:
-    serving = Serving(processes, client_bus, 3)
+def test_workers_end_with_a_supervisor_that_is_killed(some: Processes, some_bus: Bus) -> None:
+    serving = Serving(some, some_bus, 3)
     busy = serving.start_job()
     serving.process.kill()
     eventually(lambda: alive(serving.pids) == [busy])
-    (processes.folder / "go").touch()
+    (some.folder / "go").touch()
     assert serving.job.get() == "finished"
     eventually(lambda: alive(serving.pids) == [])
-    assert workers(client_bus, "math_add") == 0
+    assert workers(some_bus, "math_add") == 0
 
 
 # -- with other options -----------------------------------------------------------------------
 
 
 def test_a_burst_runs_what_is_queued_and_nobody_is_started_again(
-    processes: Processes, client_bus: Bus
+    some: Processes, some_bus: Bus
 ) -> None:
-    processes.write("service.py", SERVICE)
-    shown = processes.run("redis-bus", "-w", "2", "-b", "service.bus")
+    some.write("service.py", SERVICE)
+    shown = some.run("redis-bus", "-w", "2", "-b", "service.bus")
     assert shown.returncode == 0 and shown.stderr.endswith("ran 0 jobs\n")
-    results = [client_bus["math_add"].run(n, n) for n in range(5)]
-    shown = processes.run("redis-bus", "-w", "3", "-b", "service.bus")
+    results = [some_bus["math_add"].run(n, n) for n in range(5)]
+    shown = some.run("redis-bus", "-w", "3", "-b", "service.bus")
     assert shown.returncode == 0, shown
     banner, ran = shown.stderr.splitlines()
     assert BANNER.fullmatch(f"{banner}\n") and banner.endswith(")") and "with 3 workers" in banner
     assert ran == "redis-bus: ran 5 jobs"
     assert [result.get() for result in results] == [0, 2, 4, 6, 8]
-    assert len(list(processes.folder.glob("env-*"))) == 5
+    assert len(list(some.folder.glob("env-*"))) == 5
 
 
 def test_a_burst_in_which_a_worker_dies_fails(some: Processes, some_bus: Bus) -> None:

@@ -20,7 +20,7 @@ import pytest
 import redis
 
 from redis_bus import Bus
-from redis_bus.embedded import _free_port
+from redis_bus.embedded import EmbeddedRedis, _free_port
 from tests.support import PATIENCE_SECONDS, SAMPLE, Processes, eventually, workers
 from tests.test_readme import blocks
 from tests.web_support import answers, get
@@ -77,6 +77,12 @@ def uvicorn(processes: Processes, *options: str, code: str = WEB) -> Iterator[We
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(one_server: EmbeddedRedis) -> EmbeddedRedis:
+    """Any: what a web service does with calls is not its doing."""
+    return one_server
 
 
 @pytest.fixture

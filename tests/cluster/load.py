@@ -47,6 +47,8 @@ TIMEOUT_SECONDS = 3.0
 LATE_SECONDS = 6.0
 SLOWEST_MS = 200
 FAILURE_PAUSE_SECONDS = 0.05
+# Else all callers together take a whole core, most of it while a master is being replaced.
+PAUSE_SECONDS = 0.025
 # A clear has no timeout of its own; it is sent twice where the connection is lost.
 CLEAR_SECONDS = 2 * READ_SECONDS
 RIGHT_CALLS = 3
@@ -92,7 +94,7 @@ class Load:
         for number in CONCURRENCY:
             command = ("redis-bus", "-c", str(number), "tests.programs.load:bus")
             self._serving.append(self._processes.start(*command, cwd=ROOT, env=self._environment))
-        eventually(lambda: workers(self._buses[0], "once") == len(CONCURRENCY))
+        eventually(self._all_serve)
         for bus, kind in zip(self._buses, ("bus", "async"), strict=True):
             for number in range(CALLERS):
                 self._start(f"{kind}-caller-{number}", bus, self._call_some)
@@ -112,6 +114,11 @@ class Load:
             bus.close()
         assert not hung, hung
         assert not self._broken, self._broken
+
+    def _all_serve(self) -> bool:
+        ended = [process for process in self._serving if process.poll() is not None]
+        assert not ended, [process.communicate()[1] for process in ended]
+        return workers(self._buses[0], "once") == len(CONCURRENCY)
 
     def goes_on(self, part: float = 1.0) -> None:
         """Wait until each caller and each clearer has had some answers, from now on.
@@ -152,10 +159,9 @@ class Load:
         def go_on() -> None:
             try:
                 while not self._stopping.is_set():
-                    if act(bus):
-                        self._right[name] += 1
-                    else:
-                        time.sleep(FAILURE_PAUSE_SECONDS)
+                    is_right = act(bus)
+                    self._right[name] += is_right
+                    time.sleep(PAUSE_SECONDS if is_right else FAILURE_PAUSE_SECONDS)
             except BaseException as error:  # noqa: BLE001 - the test raises it
                 self._broken.append(error)
 

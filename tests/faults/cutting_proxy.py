@@ -59,9 +59,11 @@ class CuttingProxy:
     `cut` arms one cut. Bytes are counted from then on, over all connections together, and the
     connection that carries the last of them is cut right behind it; where 0 are let through, at
     the first byte. `fired` is set then, and the proxy passes everything again.
+    ``stride``: how many bytes further the next cut of a series is to be.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, stride: int = 1) -> None:
+        self.stride = stride
         parts = urlsplit(url)
         self._target = (parts.hostname or "localhost", parts.port or 6379)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)

@@ -52,7 +52,6 @@ from tests.faults.faces import ASYNCIO, BLOCKING, AsyncFace
 
 T = TypeVar("T")
 READY_SECONDS = 30.0
-POLL_SECONDS = 0.01
 # Below the range of ports that Linux gives to outgoing connections: one of those could take the
 # port of a server that is down for a while.
 PORTS = range(20000, 32000)
@@ -383,14 +382,15 @@ class Place:
         self, condition: Callable[[], T], seconds: float = support.PATIENCE_SECONDS
     ) -> T:
         """Return what the condition returns once that is true; fail where it never becomes so."""
-        end = time.monotonic() + seconds
+        start = time.monotonic()
         while True:
             self._check()
             value = condition()
             if value:
                 return value
-            assert time.monotonic() < end, f"not true within {seconds:g} s: {condition}"
-            time.sleep(POLL_SECONDS)
+            waited = time.monotonic() - start
+            assert waited < seconds, f"not true within {seconds:g} s: {condition}"
+            time.sleep(support.pause_seconds(waited))
 
     def note(self, text: str) -> None:
         """Keep a measured fact; all are printed with the test."""

@@ -1,6 +1,6 @@
 """The soak (see tests/soak.py), on each server; how long it takes is up to the environment.
 
-SOAK_SECONDS and SOAK_SEED say how long and which faults; else it is 20 s, 120 s in CI, 600 s under
+SOAK_SECONDS and SOAK_SEED say how long and which faults; else it is 20 s, 45 s in CI, 600 s under
 HYPOTHESIS_PROFILE=nightly, and another seed each time, which is the first line of its output.
 """
 
@@ -28,7 +28,7 @@ def _seconds() -> float:
         return float(os.environ["SOAK_SECONDS"])
     if os.environ.get("HYPOTHESIS_PROFILE") == "nightly":
         return 600.0
-    return 120.0 if os.environ.get("CI") else 20.0
+    return 45.0 if os.environ.get("CI") else 20.0
 
 
 SECONDS = _seconds()
