@@ -681,6 +681,7 @@ def steps_of_an_admin(own: Bus, bus: Bus, user: User) -> Iterator[Step]:
         lose(own, "plain")
         own._core.drive(sweep("test", SERVICE))
     own.conn.script_flush()
+    own.conn.rpush(own.plain.target.route.wake, 1)  # of a job that is gone
     yield lambda: bus.plain.dead_letters()[0].retry()  # to an empty queue
     own.conn.delete(own.plain.target.route.queue)
     for number in range(101):  # more than that are looked through for dead ones

@@ -15,7 +15,7 @@ def test_all_is_measured_on_the_node_of_the_bus_and_nothing_is_left(servers: Ser
     result = click.testing.CliRunner().invoke(main, line, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     found = json.loads(result.output)
-    assert all(figure["ratio"] for figure in found["figures"])
+    assert all(figure["ratio"] is not None for figure in found["figures"])
     assert found["left"]["keys"] == 0
     with servers.client() as client:
         assert list(client.scan_iter()) == []

@@ -1,4 +1,4 @@
-"""Our worker of ``async def`` functions: up to 32 jobs at a time, on one event loop."""
+"""Our worker of ``async def`` functions, as it comes: ``-c`` is for functions that wait."""
 
 import os
 
@@ -17,4 +17,4 @@ async def cached(a: int, b: int) -> int:
     return a + b
 
 
-bus.serve(concurrency=32)
+bus.serve()
