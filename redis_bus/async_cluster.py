@@ -123,13 +123,16 @@ class AsyncRouted(LoopBound):
                 return await self._node(node).load_scripts(seconds)
             case Pause(seconds):
                 return await asyncio.sleep(seconds)
-            case Learn(version):
-                return await self._learn(version)
+            case Learn(version, seconds):
+                return await self._learn(version, seconds)
 
-    async def _learn(self, version: int) -> None:
-        """Learn anew where everything is; of several tasks, one does it for all."""
+    async def _learn(self, version: int, seconds: float = READ_SECONDS) -> None:
+        """Learn anew where everything is; of several tasks, one does it for all.
+
+        Raises NotNow where that takes longer.
+        """
         if self._map.version == version:
-            await self.once("map", self._search, READ_SECONDS, self._base.lost)
+            await self.once("map", self._search, seconds, lambda _: self._base.not_learnt())
         self._retire()
 
     async def _search(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from .confirm import Confirm
 from .distributed import Deployment, OneNode, Sentinels
 from .errors import BusError, ConnectionLost
-from .failures import explain
+from .failures import NO_REDIS, NotNow, explain
 from .link import Link
 from .maps import ClusterMap, Map, SentinelMap
 from .protocol import Command
@@ -28,7 +28,7 @@ from .routing import (
     is_routing,
 )
 from .slots import Node, slot_of
-from .transport import READ_SECONDS, NodeTransport, Transport, ask_twice
+from .transport import LEAST_SECONDS, READ_SECONDS, NodeTransport, Transport, ask_twice
 
 T = TypeVar("T")
 
@@ -153,27 +153,45 @@ class RoutedTransport:
                 return self.node(node).load_scripts(seconds)
             case Pause(seconds):
                 return time.sleep(seconds)
-            case Learn(version):
-                return self._learn(version)
+            case Learn(version, seconds):
+                return self._learn(version, seconds)
 
-    def _learn(self, version: int) -> None:
-        """Learn anew where everything is; of several threads, one does it for all."""
+    def _learn(self, version: int, seconds: float = READ_SECONDS) -> None:
+        """Learn anew where everything is; of several threads, one does it for all.
+
+        Raises NotNow where that takes longer: servers that do not answer may be many.
+        """
+        end = time.monotonic() + seconds
         if self._pid != os.getpid():  # of the parent's threads, one may have held it
             self._learning, self._pid = threading.Lock(), os.getpid()
-        with self._learning:
-            if self.map.version != version:
-                return
-            search = self.map.learn()
-            try:
-                node, command = next(search)
-                while True:
-                    try:
-                        reply = self.node(node).ask(command, timeout=ASK_SECONDS)[0]
-                    except BusError as error:
-                        node, command = search.throw(error)
-                    else:
-                        node, command = search.send(reply)
-            except StopIteration:
-                pass
-            for node in self.map.gone(self._nodes):
-                self._nodes.pop(node).close()
+        learning = self._learning
+        if not learning.acquire(timeout=seconds):
+            raise self.not_learnt()
+        try:
+            if self.map.version == version:
+                self._search(end)
+        finally:
+            learning.release()
+
+    def _search(self, end: float) -> None:
+        search = self.map.learn()
+        try:
+            node, command = next(search)
+            while True:
+                left = end - time.monotonic()
+                if left <= LEAST_SECONDS:
+                    raise self.not_learnt()
+                try:
+                    reply = self.node(node).ask(command, timeout=min(left, ASK_SECONDS))[0]
+                except BusError as error:
+                    node, command = search.throw(error)
+                else:
+                    node, command = search.send(reply)
+        except StopIteration:
+            pass
+        for node in self.map.gone(self._nodes):
+            self._nodes.pop(node).close()
+
+    def not_learnt(self) -> NotNow:
+        """Return the error for a search that takes too long."""
+        return NotNow(f"{NO_REDIS} {self.address} (nobody said in time where its masters are)")

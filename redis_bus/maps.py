@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 # How old what the sentinels said may be: an old master that is cut off does not know that it is.
 FRESH_SECONDS = 1.0
+# How long a server that does not answer is asked after all others.
+MUTE_SECONDS = 5.0
 # What is asked of which server; the answer is a reply, or a BusError is thrown.
 Search = Generator[tuple[Node, Command], Any, T]
 
@@ -74,6 +76,7 @@ class ClusterMap:
         self._cluster = cluster
         self._topology = Topology()
         self._last: list[Node] = []  # asked last: they may be wrong
+        self._mute: dict[Node, float] = {}  # since when they do not answer; asked later still
         self.version = 0
         self.address = cluster.address
         self.template = cluster.endpoint
@@ -106,17 +109,15 @@ class ClusterMap:
         return self._mapped(node_of(error.host, error.port, asked))
 
     def learn(self) -> Search[None]:
-        known = [node for node in self._topology.masters if node not in self._cluster.nodes]
-        # Not all processes are to ask the same one; and one that was wrong may be cut off.
-        nodes = random.sample([*self._cluster.nodes, *known], len(known) + len(self._cluster.nodes))
-        nodes.sort(key=lambda node: self._last.index(node) if node in self._last else -1)
         failure: BusError | None = None
-        for node in nodes:
+        for node in self._order():
             try:
                 reply = yield node, ("CLUSTER", "SLOTS")
             except BusError as error:
+                self._mute[node] = time.monotonic()
                 failure = error if failure is None else failure
                 continue
+            self._mute.pop(node, None)
             try:
                 topology = parse_slots(reply, node)
             except (ValueError, TypeError, IndexError):
@@ -126,6 +127,19 @@ class ClusterMap:
                 self._adopt(topology)
                 return
         raise failure or ConnectionLost(f"Redis at {self.address} has no slots yet")
+
+    def _order(self) -> list[Node]:
+        """Return the servers in the order in which they are asked."""
+        known = [node for node in self._topology.masters if node not in self._cluster.nodes]
+        every = [*self._cluster.nodes, *known]
+        self._mute = {node: when for node, when in self._mute.items() if node in every}
+        mute = sorted(self._mute, key=self._mute.__getitem__)
+        # Each costs a second, and there may be many; but one of them may be well again.
+        tried = mute[:1] if mute and time.monotonic() - self._mute[mute[0]] > MUTE_SECONDS else []
+        last = [node for node in self._last if node in every and node not in mute]
+        # Not all processes are to ask the same one; and one that was wrong may be cut off.
+        first = [node for node in random.sample(every, len(every)) if node not in [*last, *mute]]
+        return [*first, *tried, *last, *mute[len(tried) :]]
 
     def _adopt(self, topology: Topology) -> None:
         if self._cluster.remap is not None:

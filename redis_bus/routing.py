@@ -65,9 +65,13 @@ class Pause(NamedTuple):
 
 
 class Learn(NamedTuple):
-    """Ask anew where everything is, unless that was done since this version of the map."""
+    """Ask anew where everything is, unless that was done since this version of the map.
+
+    Raises NotNow where that takes longer than so many seconds.
+    """
 
     version: int
+    seconds: float
 
 
 Act = Send | Load | Pause | Learn
@@ -221,7 +225,7 @@ class Routes:
             node, failure = self.map.node(slot), redis.exceptions.ClusterDownError(UNCOVERED)
             if node is None or self.map.is_due():
                 try:
-                    yield Learn(self.map.version)
+                    yield Learn(self.map.version, patience.left())
                 except NotNow as error:
                     failure = error
                 except ConnectionLost:
@@ -268,7 +272,7 @@ class Routes:
         if not isinstance(failure, (AskError, TryAgainError)):
             self.map.doubt(node)
             with contextlib.suppress(NotNow):
-                yield Learn(self.map.version)
+                yield Learn(self.map.version, patience.left())
 
     def refused(self, failure: Failure) -> BusError:
         """Return the error that a reply means, or the want of a connection."""

@@ -47,10 +47,15 @@ class Cluster(Group):
         self, executable: str, masters: int = 3, replicas: int = 1, **options: object
     ) -> None:
         ports = free_ports(masters * (1 + replicas))
-        self.nodes = [ClusterNode(executable, port, **options) for port in ports]
+        self.nodes = self._make_nodes(executable, ports, options)
         # The nodes that have the same slots. Which of them is the master may change.
         self.shards = [self.nodes[n::masters] for n in range(masters)]
         super().__init__(self.nodes)
+
+    def _make_nodes(
+        self, executable: str, ports: list[int], options: dict[str, Any]
+    ) -> list[ClusterNode]:
+        return [ClusterNode(executable, port, **options) for port in ports]
 
     # -- who is who -----------------------------------------------------------------------------
 

@@ -4,13 +4,20 @@ empty and whole, whatever the one before did to them."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+import redis
 
+from redis_bus.embedded import EmbeddedRedis
 from tests.cluster.kinds import executables, kinds
+from tests.cluster.load import Load, Loaded, MakeLoad
 from tests.cluster.support import Servers, Service, served
 from tests.cluster_servers import Cluster
+from tests.conftest import Tell
 from tests.sentinel_servers import Sentinels
+from tests.support import Processes
 
 
 @pytest.fixture(scope="session", params=kinds())
@@ -60,3 +67,27 @@ def _flushed(request: pytest.FixtureRequest) -> None:
     for name in ("cluster", "sentinels"):
         if name in request.fixturenames:
             request.getfixturevalue(name).flush()
+
+
+@pytest.fixture
+def loaded(one_server: EmbeddedRedis, tmp_path: Path, tell: Tell, kind: str) -> Loaded:
+    """Puts a load on servers, and checks at its end what always holds."""
+
+    @contextmanager
+    def loaded(servers: Servers, what: str, make: MakeLoad = Load) -> Iterator[Load]:
+        processes = Processes(servers.address, tmp_path)
+        with redis.Redis.from_url(one_server.url) as steady:
+            steady.flushall()
+            try:
+                with make(processes, steady, one_server.url) as load:
+                    yield load
+                    load.goes_on()
+            finally:
+                processes.end()
+            tell(f"{what} ({kind})", load.figures())
+            assert load.hung() == []
+            assert load.wrong() == []
+            assert load.stale() == []
+            assert load.unexcused() == []
+
+    return loaded

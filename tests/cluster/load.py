@@ -25,6 +25,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,14 +35,16 @@ from redis_bus import Bus, BusError
 from redis_bus.transport import READ_SECONDS
 from tests.faults.faces import AsyncFace
 from tests.programs import race
-from tests.programs.load import BUS, RUNS, STEADY, answer
+from tests.programs.load import BUS, PARTITIONS, RUNS, STEADY, answer
 from tests.programs.race import KEYS, METHODS, Call, Clear
 from tests.support import ROOT, Processes, eventually, workers
 from tests.test_clear_race import end as end_process
 from tests.test_clear_race import find_violations
 
 CONCURRENCY = (1, 4)
+KINDS = ("bus", "async")
 CALLERS, CLEARERS = 3, 1  # of each kind of bus
+MAINLAND = "mainland"  # where they are; others may be elsewhere, see split_load.py
 TIMEOUT_SECONDS = 3.0
 # How late the end of a call may be: where no server answers, it asks some times for a second each.
 LATE_SECONDS = 6.0
@@ -70,15 +73,19 @@ class Once:
 class Load:
     """See the module. ``steady``: the Redis for what must not be lost."""
 
-    def __init__(self, processes: Processes, steady: redis.Redis, steady_url: str) -> None:
+    def __init__(
+        self, processes: Processes, steady: redis.Redis, steady_url: str, partitions: int = 1
+    ) -> None:
         self._processes = processes
         self._steady = steady
-        self._environment = processes.environment(**{STEADY: steady_url})
+        self._environment = processes.environment(
+            **{STEADY: steady_url, PARTITIONS: str(partitions)}
+        )
         settings: Any = {"url": processes.url, "timeout": TIMEOUT_SECONDS}
         self._buses: list[Any] = [Bus(BUS, **settings), AsyncFace(BUS, **settings)]
         self._numbers = itertools.count()
         self._stopping = threading.Event()
-        self._right: Counter[str] = Counter()
+        self._right, self._wrong = Counter[str](), Counter[str]()
         self._threads: list[threading.Thread] = []
         self._serving: list[subprocess.Popen[str]] = []
         self._broken: list[BaseException] = []
@@ -92,16 +99,23 @@ class Load:
 
     def __enter__(self) -> Load:
         for number in CONCURRENCY:
-            command = ("redis-bus", "-c", str(number), "tests.programs.load:bus")
-            self._serving.append(self._processes.start(*command, cwd=ROOT, env=self._environment))
+            self._serve(number)
         eventually(self._all_serve)
-        for bus, kind in zip(self._buses, ("bus", "async"), strict=True):
-            for number in range(CALLERS):
-                self._start(f"{kind}-caller-{number}", bus, self._call_some)
-            for number in range(CLEARERS):
-                self._start(f"{kind}-clearer-{number}", bus, self._clear_some)
+        for bus, kind in zip(self._buses, KINDS, strict=False):
+            self._put(f"{MAINLAND}-{kind}", bus, CALLERS, CLEARERS)
         self.goes_on()
         return self
+
+    def _put(self, name: str, bus: Any, callers: int, clearers: int) -> None:
+        for number in range(callers):
+            self._start(f"{name}-caller-{number}", bus, self._call_some)
+        for number in range(clearers):
+            self._start(f"{name}-clearer-{number}", bus, self._clear_some)
+
+    def _serve(self, concurrency: int, **environment: str) -> None:
+        command = ("redis-bus", "-c", str(concurrency), "tests.programs.load:bus")
+        environment = {**self._environment, **environment}
+        self._serving.append(self._processes.start(*command, cwd=ROOT, env=environment))
 
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
@@ -118,21 +132,34 @@ class Load:
     def _all_serve(self) -> bool:
         ended = [process for process in self._serving if process.poll() is not None]
         assert not ended, [process.communicate()[1] for process in ended]
-        return workers(self._buses[0], "once") == len(CONCURRENCY)
+        return workers(self._buses[0], "once") == len(self._serving)
 
-    def goes_on(self, part: float = 1.0) -> None:
+    def goes_on(self, part: float = 1.0, where: str = "") -> None:
         """Wait until each caller and each clearer has had some answers, from now on.
 
         ``part``: or that many of them. The others may be at a server that does not answer.
+        ``where``: of those who are there.
         """
         before = self._right.copy()
-        names = [thread.name for thread in self._threads]
+        names = [thread.name for thread in self._threads if thread.name.startswith(where)]
 
         def is_right() -> bool:
             right = [name for name in names if self._right[name] >= before[name] + RIGHT_CALLS]
             return bool(self._broken) or len(right) >= part * len(names)
 
         eventually(is_right)
+        assert not self._broken, self._broken
+
+    def right(self, where: str) -> int:
+        """Return how many right answers there were so far for those who are there."""
+        return sum(count for name, count in self._right.items() if name.startswith(where))
+
+    def fail(self, where: str) -> None:
+        """Wait until a call of each caller who is there has failed, from now on."""
+        before = self._wrong.copy()
+        names = [thread.name for thread in self._threads if thread.name.startswith(where)]
+        callers = [name for name in names if "caller" in name]
+        eventually(lambda: self._broken or all(self._wrong[n] > before[n] for n in callers))
         assert not self._broken, self._broken
 
     @contextlib.contextmanager
@@ -159,9 +186,12 @@ class Load:
         def go_on() -> None:
             try:
                 while not self._stopping.is_set():
-                    is_right = act(bus)
-                    self._right[name] += is_right
-                    time.sleep(PAUSE_SECONDS if is_right else FAILURE_PAUSE_SECONDS)
+                    if act(bus):
+                        self._right[name] += 1
+                        time.sleep(PAUSE_SECONDS)
+                    else:
+                        self._wrong[name] += 1
+                        time.sleep(FAILURE_PAUSE_SECONDS)
             except BaseException as error:  # noqa: BLE001 - the test raises it
                 self._broken.append(error)
 
@@ -282,6 +312,10 @@ class Load:
 
     def _ran(self) -> Counter[str]:
         return Counter(run.decode().partition(" ")[0] for run in self._steady.lrange(RUNS, 0, -1))
+
+
+MakeLoad = Callable[[Processes, redis.Redis, str], Load]
+Loaded = Callable[..., AbstractContextManager[Load]]
 
 
 def _overlaps(one: Once, windows: list[Window]) -> bool:

@@ -8,51 +8,25 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
-import redis
 
-from redis_bus.embedded import EmbeddedRedis
+from redis_bus.protocol import Service as Keys
 from redis_bus.protocol import methods_key
 from redis_bus.slots import slot_of
-from tests.cluster.load import Load
+from tests.cluster.load import Load, Loaded
 from tests.cluster.support import Servers, away_from, blocked
 from tests.cluster_servers import Cluster
-from tests.conftest import Tell
 from tests.programs.load import BUS, FIRST_SLOTS, TAG
 from tests.sentinel_servers import Sentinels
 from tests.server_group import Server
-from tests.support import Processes, eventually
+from tests.support import eventually
 
-Loaded = Callable[[Servers, str], AbstractContextManager[Load]]
-
-
-@pytest.fixture
-def loaded(one_server: EmbeddedRedis, tmp_path: Path, tell: Tell, kind: str) -> Loaded:
-    """Puts a load on servers, and checks at its end what always holds."""
-
-    @contextmanager
-    def loaded(servers: Servers, what: str) -> Iterator[Load]:
-        processes = Processes(servers.address, tmp_path)
-        with redis.Redis.from_url(one_server.url) as steady:
-            steady.flushall()
-            try:
-                with Load(processes, steady, one_server.url) as load:
-                    yield load
-                    load.goes_on()
-            finally:
-                processes.end()
-            tell(f"{what} ({kind})", load.figures())
-            assert load.hung() == []
-            assert load.wrong() == []
-            assert load.stale() == []
-            assert load.unexcused() == []
-
-    return loaded
+PARTITIONS = 3
 
 
 # -- nothing gets lost --------------------------------------------------------------------------
@@ -161,6 +135,21 @@ def test_a_master_is_killed_and_comes_back_as_a_replica(servers: Servers, loaded
         else:
             servers.restart_as_replica(old)
         servers.wait_until_ok()
+
+
+def test_the_master_of_one_of_several_partitions_is_killed_and_comes_back(
+    cluster: Cluster, loaded: Loaded
+) -> None:
+    masters = [cluster.master_of(Keys(BUS, "", part).base) for part in range(PARTITIONS)]
+    assert len(set(masters)) == PARTITIONS
+    make = partial(Load, partitions=PARTITIONS)
+    with loaded(cluster, "a master of one of 3 partitions is killed", make) as load:
+        with load.losing():
+            cluster.kill(masters[1])
+            cluster.wait_until_ok()
+        load.goes_on()
+        cluster.restart(masters[1])
+        cluster.wait_until_ok()
 
 
 def test_a_master_stands_still_until_it_is_replaced(servers: Servers, loaded: Loaded) -> None:

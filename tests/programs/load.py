@@ -13,9 +13,13 @@ import redis
 
 from redis_bus import Bus
 from redis_bus.slots import slot_of
+from tests.parted_cluster import from_island
 from tests.programs import race
 
 STEADY = "LOAD_STEADY_URL"
+PARTITIONS = "LOAD_PARTITIONS"
+# Where those on the island of a cluster find its nodes: see tests/parted_cluster.py.
+ISLAND = "LOAD_ISLAND"
 RUNS = "runs"
 # `redis-cli --cluster reshard` moves the first slots of a master: the service is in one of these.
 FIRST_SLOTS = 4
@@ -36,7 +40,9 @@ def answer(call: str) -> str:
 
 def make(steady: redis.Redis) -> Bus:
     """Return the bus, with what it serves."""
-    bus = Bus(BUS)
+    places = os.environ.get(ISLAND)
+    conn = from_island(places) if places else None
+    bus = Bus(BUS, conn=conn, partitions=int(os.environ.get(PARTITIONS, "1")))
     race.register(bus, steady)
 
     @bus.register()
