@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .async_transport import AsyncTransport
 
 T = TypeVar("T")
+# What a second try gets at least, where the first one took all the time: it connects anew.
+AGAIN_SECONDS = 1.0
 BUS_CLOSED = "the bus was closed meanwhile"
 
 
@@ -208,12 +210,15 @@ async def ask_twice(
     confirm: Confirm | None,
 ) -> list[Any]:
     """Send commands again, once, where the connection turns out to be dead."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + timeout
     try:
         return await transport.exchange(*commands, timeout=timeout, place=place, confirm=confirm)
     except ConnectionLost as error:
         if is_undone(error):
             raise
-    return await transport.exchange(*commands, timeout=timeout, place=place, confirm=confirm)
+    left = min(timeout, max(AGAIN_SECONDS, end - loop.time()))
+    return await transport.exchange(*commands, timeout=left, place=place, confirm=confirm)
 
 
 async def _awaited(work: Callable[[], Awaitable[T]]) -> T:

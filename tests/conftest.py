@@ -27,6 +27,7 @@ FIGURES = "figures"
 LONG = (
     "tests/faults/",
     "tests/cluster/test_under_load.py",
+    "tests/cluster/test_network_partition.py",
     "tests/test_mutants.py",
     "tests/test_cache_machine.py",
     "tests/test_async_bus.py",

@@ -22,7 +22,7 @@ import pytest
 import redis
 import redis.asyncio as aioredis
 
-from redis_bus import AsyncBus, Bus, BusError, CallTimeout, ConnectionLost
+from redis_bus import AsyncBus, Bus, BusError, CallTimeout, ConnectionLost, loops
 from redis_bus.async_transport import AsyncLink, AsyncTransport, make_connection
 from redis_bus.embedded import EmbeddedRedis
 from redis_bus.transport import NodeTransport
@@ -71,6 +71,31 @@ def repeated(action: Callable[[], object], pauses: Callable[[], float]) -> Itera
 
 
 # -- cut connections ----------------------------------------------------------------------------
+
+
+def test_a_question_that_takes_all_its_time_is_asked_again_for_a_moment_only(
+    url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loops, "AGAIN_SECONDS", 0.2)
+    timeouts: list[float] = []
+    real = AsyncTransport.exchange
+
+    async def exchange(self: AsyncTransport, *commands: Any, timeout: float, **how: Any) -> Any:
+        timeouts.append(timeout)
+        return await real(self, *commands, timeout=timeout, **how)
+
+    async def body() -> None:
+        async with calling(url) as far:
+            transport = far._core.loops.here()
+            await transport.ask(("PING",))
+            monkeypatch.setattr(AsyncTransport, "exchange", exchange)
+            client.client_pause(round(PATIENCE_SECONDS * 1000), all=False)
+            with pytest.raises(ConnectionLost, match="it did not answer in time"):
+                await transport.ask(("EVAL", "return 1", 0), timeout=0.5)
+            client.client_unpause()
+
+    run(body())
+    assert timeouts == [0.5, 0.2]
 
 
 @pytest.mark.parametrize("inbox", [False, True, None], ids=["commands", "inbox", "both"])
