@@ -132,10 +132,11 @@ class ClusterMap:
         """Return the servers in the order in which they are asked."""
         known = [node for node in self._topology.masters if node not in self._cluster.nodes]
         every = [*self._cluster.nodes, *known]
-        self._mute = {node: when for node, when in self._mute.items() if node in every}
-        mute = sorted(self._mute, key=self._mute.__getitem__)
+        # A copy: loops in other threads learn, too.
+        since = {node: when for node, when in list(self._mute.items()) if node in every}
+        self._mute, mute = since, sorted(since, key=since.__getitem__)
         # Each costs a second, and there may be many; but one of them may be well again.
-        tried = mute[:1] if mute and time.monotonic() - self._mute[mute[0]] > MUTE_SECONDS else []
+        tried = [node for node in mute[:1] if time.monotonic() - since[node] > MUTE_SECONDS]
         last = [node for node in self._last if node in every and node not in mute]
         # Not all processes are to ask the same one; and one that was wrong may be cut off.
         first = [node for node in random.sample(every, len(every)) if node not in [*last, *mute]]
