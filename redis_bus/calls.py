@@ -63,20 +63,22 @@ class Source(Protocol):
         """Ask Redis what is published now. Raises BusError where the method is gone."""
 
 
-# Ids that were drawn and not used yet: the system is asked for many at a time.
-_ids: list[str] = []
-os.register_at_fork(after_in_child=_ids.clear)
+# By which process ids were drawn, many at a time, and those that were not used yet.
+_drawn: tuple[int, list[str]] = (0, [])
 
 
 def new_job_id() -> str:
     """Return 16 characters that no other job has."""
-    try:
-        return _ids.pop()
-    except IndexError:
-        text = base64.urlsafe_b64encode(os.urandom(12 * 64)).decode("ascii")
-        job, *others = (text[i : i + 16] for i in range(0, len(text), 16))
-        _ids.extend(others)
-        return job
+    global _drawn
+    process, ids = _drawn
+    # By its number: Python does not hear of a fork in C code, as of a web server's workers.
+    if process == os.getpid():
+        with contextlib.suppress(IndexError):  # another thread may have had the last one
+            return ids.pop()
+    text = base64.urlsafe_b64encode(os.urandom(12 * 64)).decode("ascii")
+    job, *others = (text[i : i + 16] for i in range(0, len(text), 16))
+    _drawn = os.getpid(), others
+    return job
 
 
 def call(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import select
 import socket
 import ssl
 import struct
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import hiredis
@@ -32,7 +34,8 @@ class Link:
     redis-py connects, so what TLS, passwords and Sentinel need is its own. What is sent and read
     afterwards goes past its layers. Where Python keeps the timeout of a socket it asks the kernel
     before each read and each write whether that can be done; on Linux, the kernel of a plain socket
-    is told to wait a moment instead, and is asked only where that was not enough.
+    is told to wait a moment instead, and is asked only where that was not enough. Each signal
+    begins that moment anew: with over 20 of them a second, all the time, a read has no timeout.
     """
 
     __slots__ = (
@@ -67,7 +70,10 @@ class Link:
             notEnoughData=_NOT_YET,
         )
         self._buffer = bytearray(BUFFER_BYTES)
-        self._is_plain = _HAS_KERNEL_TIME and not isinstance(connection._sock, ssl.SSLSocket)
+        # Not one of gevent, say, which leaves the kernel nothing to wait for.
+        is_socket = isinstance(connection._sock, _socket.socket)
+        is_plain = is_socket and not isinstance(connection._sock, ssl.SSLSocket)
+        self._is_plain = _HAS_KERNEL_TIME and is_plain
         self._timeout = timeout
         self._least = 1  # bytes for which the kernel wakes a read
         if self._is_plain:
@@ -94,9 +100,7 @@ class Link:
         sock = self._open()
         try:
             if self._is_plain:
-                sent = self._send_some(sock, data)
-                while sent < len(data):
-                    sent += self._send_some(sock, memoryview(data)[sent:])
+                self._send_all(sock, data)
             else:
                 sock.sendall(data)
         except TimeoutError:
@@ -104,12 +108,19 @@ class Link:
         except OSError as error:
             raise redis.ConnectionError(f"Error while writing to socket: {error}") from error
 
-    def _send_some(self, sock: socket.socket, data: bytes | memoryview) -> int:
-        try:
-            return sock.send(data)
-        except BlockingIOError:
-            self._wait(sock, select.POLLOUT)
-            return 0
+    def _send_all(self, sock: socket.socket, data: bytes) -> None:
+        """Send all of it within the timeout. Raises TimeoutError."""
+        with contextlib.suppress(BlockingIOError):
+            sent = sock.send(data)
+            if sent == len(data):
+                return
+            data = data[sent:]
+        rest, end = memoryview(data), time.monotonic() + self._timeout
+        while rest:
+            if not _is_ready(sock, select.POLLOUT, end - time.monotonic()):
+                raise TimeoutError
+            with contextlib.suppress(BlockingIOError):
+                rest = rest[sock.send(rest) :]
 
     def can_read(self, seconds: float) -> bool:
         """Whether something comes within so long, if only that the connection is closed."""
@@ -176,7 +187,9 @@ class Link:
             except BlockingIOError:
                 if least > 1:
                     self._set_least(sock, 1)
-                self._wait(sock, select.POLLIN)
+                # It has waited for a moment already.
+                if not _is_ready(sock, select.POLLIN, self._timeout - MOMENT_SECONDS):
+                    raise TimeoutError from None
                 count = sock.recv_into(self._buffer)
         except (TimeoutError, BlockingIOError):
             raise redis.TimeoutError("Timeout reading from socket") from None
@@ -189,11 +202,6 @@ class Link:
     def _set_least(self, sock: socket.socket, least: int) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
         self._least = least
-
-    def _wait(self, sock: socket.socket, event: int) -> None:
-        """Wait on, after a moment. Raises TimeoutError."""
-        if not _is_ready(sock, event, self._timeout - MOMENT_SECONDS):
-            raise TimeoutError
 
 
 def _is_ready(sock: socket.socket, event: int, seconds: float) -> bool:

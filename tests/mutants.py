@@ -181,14 +181,14 @@ MUTANTS = [
         "a job is queued without a token",
         "lib/put_job",
         "waiting == 1 and redis",
-        "waiting == 3 and redis",
+        "waiting == 9 and redis",
         11,
     ),
     Mutant(
         "a queue gets a token too many",
         "lib/put_job",
-        "waiting == 1 and redis.call('RPUSH', wake, '1') > 1",
-        "redis.call('RPUSH', wake, '1') == 0",
+        "waiting == 1 and redis.pcall('RPUSH', wake, '1')",
+        "redis.pcall('RPUSH', wake, '1') == 0",
         11,
     ),
     Mutant(

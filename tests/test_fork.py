@@ -204,6 +204,25 @@ def test_a_fork_while_another_thread_waits_for_its_call_disturbs_neither(
             assert run(processes, OURS, AMID[face], FORK_AMID) == "['master']\n"
 
 
+FORKED_IN_C = """
+    import ctypes, os, sys
+    from redis_bus.calls import new_job_id
+    new_job_id()
+    child = ctypes.CDLL(None).fork()  # of which Python does not hear
+    sys.stdout.write(" ".join(new_job_id() for _ in range(100)) + "\\n")
+    sys.stdout.flush()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_a_fork_that_python_does_not_hear_of_makes_ids_of_its_own(processes: Processes) -> None:
+    out, err = processes.python(FORKED_IN_C).communicate(timeout=PATIENCE_SECONDS)
+    assert err == ""
+    assert len(set(out.split())) == len(out.split()) == 200
+
+
 def test_a_process_that_a_coroutine_starts_may_call(bus: Bus, processes: Processes) -> None:
     bus.register()(echo)
     code = """

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -87,6 +90,43 @@ def test_what_nobody_takes_in_is_given_up(link: Link, client: redis.Redis) -> No
             link.send(LARGE)
     finally:
         os.kill(server, signal.SIGCONT)
+
+
+def test_all_is_sent_to_one_who_takes_it_in_slowly(link: Link, client: redis.Redis) -> None:
+    server = client.info("server")["process_id"]
+    os.kill(server, signal.SIGSTOP)
+    threading.Timer(MOMENT_SECONDS * 3, os.kill, (server, signal.SIGCONT)).start()
+    assert said(link, "ECHO", LARGE) == LARGE
+
+
+class WrappedSocket:
+    """A socket as other libraries make them: it behaves like one of Python, and is none."""
+
+    def __init__(self, inner: socket.socket) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class WrappedConnection(redis.Connection):
+    def _connect(self) -> Any:
+        return WrappedSocket(super()._connect())
+
+
+def test_a_socket_that_is_not_python_s_own_keeps_its_own_time() -> None:
+    with EmbeddedRedis(port=0) as server:
+        url = server.url
+        pool = redis.ConnectionPool.from_url(url, connection_class=WrappedConnection)
+        with Bus("test", conn=redis.Redis(connection_pool=pool)) as bus:
+            link = bus._core.transport.checkout()
+            assert said(link, "ECHO", LARGE, beyond=16) == LARGE
+            link.set_timeout(MOMENT_SECONDS)
+            with pytest.raises(redis.TimeoutError):
+                said(link, "BLPOP", "empty", 5)
+            assert link._socket is not None
+            assert link._socket.gettimeout() == MOMENT_SECONDS
+            link.close()
 
 
 def test_a_link_is_broken_once_redis_has_closed_it(link: Link, client: redis.Redis) -> None:

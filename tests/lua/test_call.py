@@ -48,6 +48,14 @@ def test_foreign_bytes_in_the_flight_are_flown_over(lua: Driver, found: bytes) -
     assert lua.flight(b"k") == (job, lua.generation(), "0")
 
 
+def test_a_key_of_another_type_in_place_of_the_token_stops_no_call(lua: Driver) -> None:
+    lua.client.set(lua.route().wake, "foreign")
+    job = lua.queued(mode=Mode.RUN)
+    assert lua.client.pttl(lua.route().queue) > 0
+    assert lua.client.hexists(lua.route().pending, job)
+    assert lua.taken().id == job
+
+
 @pytest.mark.parametrize("found", FOREIGN)
 @pytest.mark.parametrize("counter", ["hits", "joins", "queued"])
 def test_foreign_bytes_in_a_counter_stop_no_call(lua: Driver, found: bytes, counter: str) -> None:
