@@ -17,6 +17,7 @@ import redis_bus.async_cluster
 import redis_bus.cluster
 from redis_bus import Bus, ConnectionLost, NoWorkers, maps
 from redis_bus.async_transport import AsyncTransport
+from redis_bus.directory import UnknownMethod
 from redis_bus.protocol import Command
 from redis_bus.transport import NodeTransport
 from tests.cluster import split_load
@@ -71,7 +72,8 @@ def test_a_master_is_cut_off_with_callers_and_a_worker(
         with load.losing():
             before = load.right(split_load.ISLAND)
             cluster.part(old, island=[ISLAND])
-            eventually(lambda: load.right(split_load.ISLAND) > before)
+            # It may be stopped before the next call there is through.
+            eventually(lambda: load.right(split_load.ISLAND) > before or not old.says_ok())
             replaced(cluster, old)
         load.goes_on(where=MAINLAND)
         before = load.right(split_load.ISLAND)
@@ -163,5 +165,6 @@ def test_servers_that_were_mute_are_asked_after_one_that_is_no_master(
     cluster.wait_until_ok()
     cluster.heal()
     cluster.wait_until_ok()
-    with pytest.raises(NoWorkers):
+    # That it was published may be lost with the old master.
+    with pytest.raises((NoWorkers, UnknownMethod)):
         marooned["m"]()
