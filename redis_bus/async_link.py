@@ -16,6 +16,7 @@ import redis
 
 from .errors import BusError, ConnectionLost
 from .failures import refusal
+from .link import PUSHED
 from .protocol import Command, pack
 from .transport import FRESH_SECONDS, READ_SECONDS, NodeTransport
 
@@ -192,7 +193,7 @@ class AsyncLink(asyncio.Protocol):
 
     def received(self, reply: Any) -> None:
         """Take a reply, or what Redis says unasked."""
-        if type(reply) is not hiredis.PushNotification:
+        if type(reply) is not PUSHED:
             self.answered(reply)
 
     def answered(self, reply: Any) -> None:

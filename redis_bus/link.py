@@ -23,6 +23,8 @@ BUFFER_BYTES = 65536
 MOMENT_SECONDS = 0.05
 CLOSED = "Connection closed by server."
 _NOT_YET = object()
+# What Redis says unasked; before hiredis 3.2 it was told from an answer by nothing.
+PUSHED: Any = getattr(hiredis, "PushNotification", object)
 # Elsewhere the time of a socket's options is laid out in other ways.
 _HAS_KERNEL_TIME = sys.platform == "linux" and struct.calcsize("l") == 8
 _MOMENT = struct.pack("ll", 0, round(MOMENT_SECONDS * 1e6))
@@ -145,7 +147,7 @@ class Link:
                 beyond = 0
             elif isinstance(reply, redis.RedisError) and not isinstance(reply, redis.ResponseError):
                 raise reply
-            elif push or type(reply) is not hiredis.PushNotification:
+            elif push or type(reply) is not PUSHED:
                 return reply
 
     def read_asked(self) -> object:
