@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import directory
@@ -13,7 +14,7 @@ from .loops import BusClosed, Connections
 from .registration import Registration
 from .steps import Request, Steps, Wait, Withdrawal
 from .target import Target
-from .transport import READ_SECONDS
+from .transport import LEAST_SECONDS, READ_SECONDS, SOON_SECONDS
 
 if TYPE_CHECKING:
     from .async_method import AsyncMethod
@@ -51,15 +52,20 @@ class AsyncCore:
             method = self.methods[name] = AsyncMethod(self, name)
         return method
 
-    async def load(self, name: str) -> Target:
-        """Ask what is published under a name, once for all who ask. Raises UnknownMethod."""
+    async def load(self, name: str, seconds: float | None = None) -> Target:
+        """Ask what is published under a name, once for all who ask. Raises UnknownMethod.
+
+        Who has waited for so many seconds gets ConnectionLost; None: for as long as that may take.
+        """
         transport = self.loops.here()
 
         async def ask() -> Target:
             return await self._drive(self.look_up(name), transport)
 
         lost = self._core.transport.lost
-        return await transport.once(f"method {name}", ask, 2 * READ_SECONDS, lost)
+        longest = 2 * READ_SECONDS
+        timeout = longest if seconds is None else min(longest, seconds)
+        return await transport.once(f"method {name}", ask, timeout, lost)
 
     def look_up(self, name: str) -> Steps[Target]:
         """Ask what is published under a name."""
@@ -125,8 +131,11 @@ async def _send(request: Request, transport: Connections) -> list[Any]:
 
 async def _wait(request: Request, wait: Wait, transport: Connections) -> list[Any]:
     """Send the commands, and wait on the inbox for the outcome."""
-    timeout, service = request.timeout, wait.service
+    timeout, service, began = request.timeout, wait.service, time.monotonic()
     inbox = await transport.inbox(timeout, service.base)
+    passed = time.monotonic() - began
+    if passed > SOON_SECONDS:  # it had to be made, or Redis is slow: both are within the time
+        timeout = max(LEAST_SECONDS, timeout - passed)
     future = inbox.expect(wait.job)
     try:
         listen = service.listen(wait.job, inbox.channel)

@@ -21,6 +21,7 @@ from .protocol import Route
 from .result import JobResult
 from .steps import Steps
 from .target import KEEP, Args, Kwargs, Options, ShownCall, Target, empty_signature
+from .transport import SOON_SECONDS
 
 if TYPE_CHECKING:
     from .async_core import AsyncCore
@@ -69,9 +70,13 @@ class AsyncMethod:
         return await hooks.around_async(call, lambda: self._call(args, kwargs, call))
 
     async def _call(self, args: Args, kwargs: Kwargs, seen: Call | None = None) -> Any:
-        await self._load()
+        options, passed = self._options, await self._load()
+        if passed > SOON_SECONDS:
+            whole = options.timeout if options.has_timeout else self.target.timeout
+            if whole is not None:
+                options = options.changed(timeout=max(0.0, whole - passed))
         try:
-            return await self._core.drive(calls.call(self, args, kwargs, self._options, seen))
+            return await self._core.drive(calls.call(self, args, kwargs, options, seen))
         except BusClosed as error:
             shown = ShownCall(self.__name__, args, kwargs)
             raise BusError(f"{shown}: {error}; it is unknown whether it ran") from None
@@ -157,12 +162,18 @@ class AsyncMethod:
             self.adopt(newer)
         return newer
 
-    async def _load(self) -> None:
+    async def _load(self) -> float:
+        """Learn what the method is, where that is not known; return how long it took (s).
+
+        It takes no longer than a call may. Raises ConnectionLost, AttributeError.
+        """
         if self._target is not None:
-            return
+            return 0.0
+        options = self._options
+        deadline = Deadline(options.timeout if options.has_timeout else self._core.timeout)
         for pause in (*LOOK_UP_PAUSES, None):
             try:
-                self.adopt(await self._core.load(self.__name__))
+                self.adopt(await self._core.load(self.__name__, deadline.left()))
             except UnknownMethod:
                 self._core.methods.pop(self.__name__, None)
                 text = await self._core.no_such_method(self.__name__)
@@ -171,12 +182,14 @@ class AsyncMethod:
                 # Looking it up does no harm, however often.
                 if is_unreachable(error):
                     raise ConnectionLost(f"{self.__name__}: {error}") from error
-                if pause is None:
+                left = deadline.left()
+                if pause is None or (left is not None and left <= pause):
                     text = f"{self.__name__}: {error}; nothing was called yet"
                     raise ConnectionLost(text) from error
                 await asyncio.sleep(pause)
             else:
-                return
+                break
+        return deadline.passed()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle it with what its bus was made of. See `Method.__reduce__`."""

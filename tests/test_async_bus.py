@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import re
 import signal
 import sys
@@ -23,6 +24,7 @@ from redis_bus import (
     BusError,
     CallTimeout,
     Cancelled,
+    ConnectionLost,
     DeadLetter,
     Deadlock,
     Method,
@@ -36,6 +38,7 @@ from redis_bus import (
 from redis_bus.async_dead_letters import AsyncDeadLetter
 from redis_bus.async_method import AsyncMethod, AsyncRun
 from redis_bus.deadline import Deadline
+from redis_bus.transport import READ_SECONDS
 from tests import test_calls
 from tests.async_support import Gate, calling, run, until
 from tests.commands import sent
@@ -1304,3 +1307,26 @@ def test_calls_cancelled_at_any_moment_leave_nothing(
         eventually(lambda: not client.exists(QUEUE + "echo", PENDING + "echo"))
         eventually(lambda: not client.exists(QUEUE + "cached", PENDING + "cached"))
     nothing_is_left(client, "cached")
+
+
+@pytest.mark.parametrize("has_options", [False, True])
+def test_a_first_call_looks_its_method_up_no_longer_than_it_may_take(
+    bus: Bus, url: str, client: redis.Redis, has_options: bool
+) -> None:
+    bus.register()(echo)
+    bus.serve_once()
+    server = client.info("server")["process_id"]
+
+    async def body() -> None:
+        async with calling(url, timeout=60 if has_options else 0.2) as far:
+            call = far.echo.options(timeout=0.2) if has_options else far.echo
+            os.kill(server, signal.SIGSTOP)
+            try:
+                began = time.monotonic()
+                with pytest.raises(ConnectionLost, match="echo: "):
+                    await call(1)
+                assert time.monotonic() - began < READ_SECONDS
+            finally:
+                os.kill(server, signal.SIGCONT)
+
+    run(body())
