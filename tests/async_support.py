@@ -28,6 +28,9 @@ def run(
     So are tasks whose exception is never retrieved, coroutines never awaited, sockets left open.
     """
     said: list[object] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()  # what tests before this one left is not of this one
 
     async def watched() -> T:
         asyncio.get_running_loop().set_exception_handler(lambda loop, what: said.append(what))

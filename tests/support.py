@@ -125,7 +125,9 @@ class Processes:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("REDIS_", "COLUMNS"))}
         scripts = str(Path(sys.executable).parent)
         path = os.pathsep.join([scripts, kept.get("PATH", "")])
-        return {**kept, "PATH": path, "REDIS_BUS_URL": self.url, "PYTHONUNBUFFERED": "1", **more}
+        # A module that a test writes twice in one second would be taken for the one compiled first.
+        ours = {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        return {**kept, "PATH": path, "REDIS_BUS_URL": self.url, **ours, **more}
 
     def start(
         self,
