@@ -79,7 +79,8 @@ def serving(bus: Bus, pattern: str | None = None) -> Iterator[Bus]:
     thread.start()
     names = [n for n in bus._core.registrations if pattern is None or _matches(n, pattern)]
     try:
-        eventually(lambda: failure or all(workers(bus, name) for name in names))
+        # Its own worker, too: who is alive may be another's, and it could not be stopped yet.
+        eventually(lambda: failure or (bus._workers and all(workers(bus, name) for name in names)))
         assert not failure, failure
         yield bus
     finally:
