@@ -192,8 +192,7 @@ def clear(source: Source, args: Args, kwargs: Kwargs) -> Steps[bool]:
         try:
             values = target.bind(*args, **kwargs)
         except TypeError as error:
-            target = yield from _newer(source, target, error)
-            values = target.bind(*args, **kwargs)
+            target, values = yield from _bind_anew(source, args, kwargs, error)
         if target.key is not None:
             key = target.key(values)
             route = target.route_for(key)
@@ -245,19 +244,21 @@ def prepare(
     try:
         values = target.bind(*args, **kwargs)
     except TypeError as error:
-        target = yield from _newer(source, target, error)
-        values = target.bind(*args, **kwargs)
+        target, values = yield from _bind_anew(source, args, kwargs, error)
     key = None if target.key is None else target.key(values)
     headers = context.current() if seen is None else context.checked(seen.headers)
     return target, key, target.encode(args, kwargs, headers)
 
 
-def _newer(source: Source, target: Target, error: TypeError) -> Steps[Target]:
-    """Return a newer registration, which arguments may fit that do not fit the known one."""
+def _bind_anew(
+    source: Source, args: Args, kwargs: Kwargs, error: TypeError
+) -> Steps[tuple[Target, tuple[object, ...]]]:
+    """Bind arguments that do not fit what is known by a newer registration, if there is one."""
+    known = source.target.etag
     newer = yield from source.refreshed()
-    if newer.etag == target.etag:
+    if newer.etag == known:
         raise error
-    return newer
+    return newer, newer.bind(*args, **kwargs)
 
 
 def note_status(seen: Call | None, status: list[Any]) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from redis_bus import Bus
+from redis_bus import Bus, directory
 from tests.support import eventually, serving
 
 NAMES = {"calls", "hits", "joins", "errors", "lost", "dead", "queued", "workers", "latency"}
@@ -143,3 +143,17 @@ def test_a_counter_that_is_no_number_counts_as_nothing(bus: Bus, client: redis.R
     bus.method.run()
     client.hset("rb:{test:}:stats:method", "hits", "many")
     assert bus.stats()["method"]["hits"] == 0
+
+
+def test_methods_that_do_not_fit_into_one_write_are_all_counted(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory, "COUNTED_AT_ONCE", 2)
+    names = [f"method{number}" for number in range(5)]
+    for name in names:
+        bus.register(name)(lambda: None)
+    bus.serve_once()
+    for count, name in enumerate(names):
+        for _ in range(count):
+            bus[name].run()
+    assert [bus.stats()[name]["queued"] for name in names] == [0, 1, 2, 3, 4]
