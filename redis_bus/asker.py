@@ -113,13 +113,19 @@ class Asker:
 
     def _read_claim(self, woken: object, taken: object, order: list[Route]) -> Claim | None:
         """Return what the replies to a wait and a take say was claimed."""
+        return self._post.parse_take(self._checked(woken, taken, order), order)
+
+    def _checked(
+        self, woken: object, taken: object, order: list[Route], limit: int | None = None
+    ) -> object:
+        """Return the reply to a take; it is sent again where Redis had forgotten the script."""
         if isinstance(woken, redis.ResponseError):
             raise woken
         if isinstance(taken, redis.exceptions.NoScriptError):
-            taken = self._transport.exchange(self._post.take(order))[0]
+            taken = self._transport.exchange(self._post.take(order, limit))[0]
         if isinstance(taken, redis.ResponseError):
             raise taken
-        return self._post.parse_take(taken, order)
+        return taken
 
     def _read_job(self, claim: Claim) -> Job | None:
         """Return the job that was claimed; bytes that are none are put to the dead letters."""
@@ -133,13 +139,13 @@ class Asker:
             self._claims.answered(self)
             return None
 
-    def _next_turn(self) -> tuple[list[Route], bytes]:
+    def _next_turn(self, limit: int | None = None) -> tuple[list[Route], bytes]:
         """See `Post.turn`; it waits where replicas are to come back before anything is taken."""
-        return self._turn(self._worker.replicas.wait(self._post))
+        return self._turn(self._worker.replicas.wait(self._post), limit)
 
-    def _turn(self, served: Post) -> tuple[list[Route], bytes]:
+    def _turn(self, served: Post, limit: int | None = None) -> tuple[list[Route], bytes]:
         self._turns += 1
-        return served.turn(self._turns)
+        return served.turn(self._turns, limit)
 
     def _accepted(self, reply: Any) -> bool:
         """Whether Redis took an outcome; if not, it is sent again."""

@@ -26,6 +26,8 @@ INBOX_SECONDS = 2.0
 LOOK_AGAIN_SECONDS = 0.05
 # How long it may take to hand the last bytes to Redis when a connection is closed.
 CLOSE_SECONDS = 1.0
+# So many commands go out at once, before the turn of the loop ends.
+AT_ONCE = 16
 HUNG_UP = select.POLLHUP | getattr(select, "POLLRDHUP", 0)  # the latter is Linux's
 _ERRNO = re.compile(r"\[Errno (\d+)\]")
 _NOT_YET = object()
@@ -47,7 +49,8 @@ class Exchange:
 
 
 class AsyncLink(asyncio.Protocol):
-    """One connection that many tasks share. What they send in one turn of the loop is one write.
+    """One connection that many tasks share. What they send in one turn of the loop is one write,
+    or a few.
 
     Replies come in the order of the commands; none of them may block. Where the oldest command
     waits longer than ``patience`` while nothing comes, the connection is taken to be dead.
@@ -117,6 +120,8 @@ class AsyncLink(asyncio.Protocol):
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(data)
+        if len(self._out) >= AT_ONCE:
+            self._flush()  # so that Redis and who is told by it need not wait for this process
         if self._watch is None:
             self._watch = self._loop.call_later(self.patience, self._look)
         return future

@@ -33,6 +33,7 @@ class Claims:
         self._transport = transport
         self._lock = threading.Lock()
         self._held: dict[Asker, tuple[Route, Job]] = {}
+        self._holders: dict[str, int] = {}  # how many slots hold a job
         # How often each slot began or ended to ask for a job: odd while it asks.
         self._turns: dict[Asker, int] = {}
         # Claims that nobody here knows of, and the turns of those who may be about to.
@@ -54,9 +55,15 @@ class Claims:
     def begin(self, slot: Asker, route: Route, job: Job, asker: Asker | None = None) -> None:
         """Note the job that a slot was given, and is to run now; ``asker``: who asked for it."""
         with self._lock:
-            self._held[slot] = (route, job)
-            self._doubts.pop(job.id, None)
+            self._hold(slot, route, job)
             self._answered(asker or slot)
+
+    def begin_all(self, begun: Iterable[tuple[Asker, Route, Job]], asker: Asker) -> None:
+        """Note the jobs that slots were given; all at once: ``asker`` had one answer for them."""
+        with self._lock:
+            for slot, route, job in begun:
+                self._hold(slot, route, job)
+            self._answered(asker)
 
     def ran(self, job: Job, finish: Command) -> None:
         """Note that a job has run, and what tells its outcome."""
@@ -78,8 +85,9 @@ class Claims:
         if len(self._held) == 1:  # its own
             return False
         with self._lock:
-            others = self._held.items()
-            return any(other is not slot and held.id == job.id for other, (_, held) in others)
+            own = self._held.get(slot)
+            is_own = own is not None and own[1].id == job.id
+            return self._holders.get(job.id, 0) > is_own
 
     def answered(self, slot: Asker) -> None:
         """Note that a slot was given nothing to run, or lost the connection on which it asked."""
@@ -89,7 +97,7 @@ class Claims:
     def end(self, slot: Asker) -> None:
         """Note that a slot has no job any more."""
         with self._lock:
-            self._held.pop(slot, None)
+            self._drop(slot)
 
     def held(self, slot: Asker) -> tuple[Route, Job] | None:
         """Return the job of a slot."""
@@ -122,6 +130,21 @@ class Claims:
             yield self._transport.exchange(finish)[0]
             with self._lock:
                 self._late.pop(job, None)
+
+    def _hold(self, slot: Asker, route: Route, job: Job) -> None:
+        self._drop(slot)
+        self._held[slot] = (route, job)
+        self._holders[job.id] = self._holders.get(job.id, 0) + 1
+        self._doubts.pop(job.id, None)
+
+    def _drop(self, slot: Asker) -> None:
+        held = self._held.pop(slot, None)
+        if held is None:
+            return
+        job = held[1].id
+        left = self._holders.pop(job) - 1
+        if left:
+            self._holders[job] = left
 
     def _answered(self, slot: Asker) -> None:
         turn = self._turns.get(slot, 0)

@@ -15,7 +15,7 @@ from .protocol import Command
 from .registration import Registration
 from .steps import Request, Steps, Wait, Withdrawal
 from .target import Target
-from .transport import Transport
+from .transport import READ_SECONDS, Transport
 
 if TYPE_CHECKING:
     from .method import Method
@@ -120,13 +120,15 @@ class Core:
         """Ask what is published under a name; a method of our own is published first."""
         if name in self._unpublished:
             yield from self.publish([self.registrations[name]])
+        # A call may be behind it, which is to end in its time.
+        seconds = READ_SECONDS if self.timeout is None else min(READ_SECONDS, self.timeout + 1.0)
         try:
-            descriptor = yield from directory.look_up(self.name, name)
+            descriptor = yield from directory.look_up(self.name, name, seconds)
         except directory.UnknownMethod:
             if name not in self.registrations:
                 raise
             yield from self.publish([self.registrations[name]])
-            descriptor = yield from directory.look_up(self.name, name)
+            descriptor = yield from directory.look_up(self.name, name, seconds)
         target = self._target(descriptor)
         if name in self.methods:
             # Copies of a method with other options are made from this one.

@@ -14,6 +14,7 @@ from .protocol import Command, Route, Service, bus_pattern, methods_key, read_sp
 from .slots import by_slot
 from .steps import Steps, ask
 from .target import Target
+from .transport import READ_SECONDS
 
 logger = logging.getLogger(__name__)
 # How many methods are asked for in one write.
@@ -68,9 +69,9 @@ def list_services(bus: str) -> Steps[list[Service]]:
     return services
 
 
-def look_up(bus: str, name: str) -> Steps[Descriptor]:
+def look_up(bus: str, name: str, timeout: float = READ_SECONDS) -> Steps[Descriptor]:
     """Return what is published under a name. Raises UnknownMethod, ProtocolError."""
-    data = (yield ask(("HGET", methods_key(bus), name)))[0]
+    data = (yield ask(("HGET", methods_key(bus), name), timeout=timeout))[0]
     if data is None:
         raise UnknownMethod(f"bus {bus!r} has no method {name!r}")
     return from_json(name, data)

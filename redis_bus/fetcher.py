@@ -58,6 +58,9 @@ class Fetcher(Asker):
             except (BusError, redis.RedisError, OSError) as error:
                 self._wait_for_redis(error)
 
+    def wake(self) -> None:
+        """Have it look whether the worker is to stop."""
+
     def _goes_on(self) -> bool:
         return not self._stopping.is_set()
 
@@ -89,6 +92,10 @@ class Fetcher(Asker):
     def _park(self, link: Link, *, found: bool) -> None:
         began = time.monotonic()
         self._dispatch.park(self, found=found)
+        self._check(link, began)
+
+    def _check(self, link: Link, began: float) -> None:
+        """See whether the connection broke while it was of no use, since a time (monotonic)."""
         if time.monotonic() - began > FRESH_SECONDS and link.is_broken():
             raise _StaleLinkError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import logging
 import math
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from types import FrameType
 from typing import Any, Protocol
@@ -30,7 +31,7 @@ CLOSE_SECONDS = 2.0
 LEFT_ALONE = "the event loop of the async functions is blocked: it is left alone"
 
 # For which run this code is: also that of tasks which a function starts.
-_current: ContextVar[_Run | None] = ContextVar("redis_bus_run", default=None)
+_current: ContextVar[_Running | None] = ContextVar("redis_bus_run", default=None)
 
 
 class Loop(Protocol):
@@ -51,14 +52,21 @@ class Loop(Protocol):
         """Cancel what runs still, and close the loop, if there was need of one."""
 
 
-class _Run:
+class _Running:
+    """What runs on a loop for one job."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+        self.task: asyncio.Task[None] | None = None
+        self.warned = False
+
+
+class _Run(_Running):
     """One awaitable, and what came of it."""
 
     def __init__(self, awaitable: Awaitable[Any], method: str) -> None:
-        self.method = method
-        self.task: asyncio.Task[None] | None = None
+        super().__init__(method)
         self.ended: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self.warned = False
         self._awaitable = awaitable
         self._value: Any = None
         # Where it is cancelled before it begins.
@@ -157,9 +165,9 @@ class LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._cancelled = self._ended = False
-        self._runs: set[_Run] = set()
+        self._runs: set[_Running] = set()
         # Of each task for which run it is.
-        self._owners: weakref.WeakKeyDictionary[asyncio.Task[Any], _Run] = (
+        self._owners: weakref.WeakKeyDictionary[asyncio.Task[Any], _Running] = (
             weakref.WeakKeyDictionary()
         )
         self._turned = True
@@ -187,6 +195,33 @@ class LoopThread:
         if self._cancelled and run.was_cancelled():
             raise StopNow
         return run.result()
+
+    def post(self, work: Callable[..., object], *args: Any) -> None:
+        """Have work done on the loop, soon; not after `close`."""
+        with self._lock:
+            if self._ended:
+                return
+            if self._loop is None:
+                self._start()
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(work, *args)
+
+    def begin(self, work: Coroutine[Any, Any, None], method: str) -> None:
+        """Begin what a job does, in a context of its own; to be called on the loop.
+
+        What ``work`` raises is lost.
+        """
+        assert self._loop is not None
+        run = _Running(method)
+        self._runs.add(run)
+        contextvars.copy_context().run(self._begin_task, self._loop, run, work)
+        assert run.task is not None
+        run.task.add_done_callback(lambda task: self._runs.discard(run))
+
+    @property
+    def was_cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled
 
     def cancel(self) -> None:
         """Cancel all functions that run, and return at once."""
@@ -234,9 +269,15 @@ class LoopThread:
         return task
 
     def _begin(self, loop: asyncio.AbstractEventLoop, run: _Run) -> None:
-        _current.set(run)
-        run.task = loop.create_task(run.carry_out(), name=run.method)
+        self._begin_task(loop, run, run.carry_out())
+        assert run.task is not None
         run.task.add_done_callback(lambda task: self._end(run))
+
+    def _begin_task(
+        self, loop: asyncio.AbstractEventLoop, run: _Running, work: Coroutine[Any, Any, None]
+    ) -> None:
+        _current.set(run)
+        run.task = loop.create_task(work, name=run.method)
 
     def _end(self, run: _Run) -> None:
         self._runs.discard(run)

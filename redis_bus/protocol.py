@@ -44,6 +44,10 @@ METHOD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
 ERROR_TAG = b"e"
 MOVED_TAG = b">"
 MOST_PARTITIONS = 1024
+# How many jobs one `take` claims at the most: Redis stands still for it.
+MOST_TAKEN = 500
+# How many packed waits are kept: one for each number of jobs and each method that is first.
+MOST_TURNS = 200
 # hiredis annotates a tuple of any length as one of length 1.
 _pack: Callable[[Command], bytes] = cast(Any, hiredis.pack_command)
 _ASKING = _pack(("ASKING",))
@@ -427,27 +431,32 @@ class Post:
         self.worker = worker
         self.running = service.running(worker)
         self.routes = list(routes)
-        self._turns: dict[int, tuple[list[Route], bytes]] = {}
+        self._turns: dict[tuple[int, int | None], tuple[list[Route], bytes]] = {}
 
-    def turn(self, number: int) -> tuple[list[Route], bytes]:
+    def turn(self, number: int, limit: int | None = None) -> tuple[list[Route], bytes]:
         """The routes in the order of a turn, and the packed wait and take for them.
 
         Another route is first each turn, so that no busy queue starves the rest.
         """
         first = number % len(self.routes)
-        if first not in self._turns:
+        found = self._turns.get((first, limit))
+        if found is None:
             order = self.routes[first:] + self.routes[:first]
-            self._turns[first] = order, pack(self.wait(order, SLICE_SECONDS), self.take(order))
-        return self._turns[first]
+            found = order, pack(self.wait(order, SLICE_SECONDS), self.take(order, limit))
+            if len(self._turns) > MOST_TURNS:
+                self._turns.clear()
+            self._turns[first, limit] = found
+        return found
 
     def wait(self, order: Sequence[Route], seconds: float) -> Command:
         return ("BLPOP", *(route.wake for route in order), seconds)
 
-    def take(self, order: Sequence[Route]) -> Command:
+    def take(self, order: Sequence[Route], limit: int | None = None) -> Command:
+        """Claim a job; with a ``limit``, so many at the most: their answer is for `parse_taken`."""
         keys: list[bytes | str] = [self.running, self.service.workers]
         for route in order:
             keys += [route.queue, route.wake, route.pending]
-        return evalsha("take", keys, self.worker, LEASE_MS)
+        return evalsha("take", keys, self.worker, LEASE_MS, *([] if limit is None else [limit]))
 
     def parse_take(self, reply: object, order: Sequence[Route]) -> Claim | None:
         """Return what `take` claimed, None for nothing. Raises ProtocolError for other replies."""
@@ -458,6 +467,14 @@ class Post:
             route = order[(foreign[0] if foreign else index) - 1]
             return Claim(route, entry, now, bool(foreign))
         raise ProtocolError(f"take answered {reply!r}")
+
+    def parse_taken(self, reply: object, order: Sequence[Route]) -> list[Claim]:
+        """Return what `take` claimed that was given a limit. Raises ProtocolError."""
+        if reply is None:
+            return []
+        if not isinstance(reply, list):
+            raise ProtocolError(f"take answered {reply!r}")
+        return [claim for one in reply if (claim := self.parse_take(one, order)) is not None]
 
     def finish(
         self,

@@ -101,6 +101,13 @@ class Registration:
         """The function itself. Raises BusError where its path leads nowhere."""
         return import_path(self._given) if isinstance(self._given, str) else self._given
 
+    @property
+    def is_async(self) -> bool:
+        """Whether the function is ``async def``, as it stands. Raises BusError as `function`."""
+        function = self.function
+        call = type(function).__call__
+        return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
     @cached_property
     def descriptor(self) -> Descriptor:
         """What is published. Raises BusError or ValueError where the function has no signature."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import inspect
 import logging
@@ -17,8 +18,8 @@ from .arguments import Arguments
 from .entries import Job
 from .errors import BusError, ProtocolError, SerializationError, WorkerLost
 from .frames import user_frames, user_trace
-from .loop import Loop, LoopHere
-from .middleware import Chain, Run
+from .loop import Loop, LoopHere, LoopThread
+from .middleware import Chain, Hooks, Run
 from .registration import Registration
 from .stop_flag import StopNow
 from .target import ShownCall, Target
@@ -103,6 +104,45 @@ class Runner:
 
         Raises StopNow, and nothing else: whatever the function raises is an outcome.
         """
+        given = self._read(name, job)
+        if isinstance(given, bytes):
+            return given
+        try:
+            return contextvars.copy_context().run(self._carry_out, name, job, given, start)
+        except StopNow:
+            raise
+        except BaseException as error:  # noqa: BLE001 - also SystemExit: a function stops no worker
+            return self._failed(error, _shown(name, given))
+
+    async def run_on_loop(self, name: str, job: Job, start: Start, loop: LoopThread) -> bytes:
+        """Like `run`, for an ``async def`` function, in the task of its job on that loop."""
+        given = self._read(name, job)
+        if isinstance(given, bytes):
+            return given
+        try:
+            target, here = self._served[name].target, os.getpid()
+            around = self._enter(name, job, given, start)
+            with around:
+                try:
+                    self._running = True
+                    value = await self._served[name].function(*given.args, **given.kwargs)
+                except BaseException as error:
+                    forks.end_if_forked(here, name, error)
+                    if loop.was_cancelled and isinstance(error, asyncio.CancelledError):
+                        raise StopNow from None
+                    raise
+                finally:
+                    self._running = False
+                forks.end_if_forked(here, name, None)
+                around.value = value
+                return codec.encode(value, target.serializer, root="result")
+        except StopNow:
+            raise
+        except BaseException as error:  # noqa: BLE001 - as above
+            return self._failed(error, _shown(name, given))
+
+    def _read(self, name: str, job: Job) -> Arguments | bytes:
+        """Return the arguments of a job; the outcome, where they are none that can be used."""
         target, given = self._served[name].target, None
         # What comes before the hooks is logged here, the rest by the middleware that logs.
         try:
@@ -115,12 +155,7 @@ class Runner:
             shown = _shown(name, given)
             logger.error("%s: %s", shown, error)
             return self._failed(error, shown)
-        try:
-            return contextvars.copy_context().run(self._carry_out, name, job, given, start)
-        except StopNow:
-            raise
-        except BaseException as error:  # noqa: BLE001 - also SystemExit: a function stops no worker
-            return self._failed(error, _shown(name, given))
+        return given
 
     def lost(self, name: str) -> bytes:
         """The outcome of a job whose worker was told to stop at once."""
@@ -159,14 +194,21 @@ class Runner:
 
     def _carry_out(self, name: str, job: Job, given: Arguments, start: Start) -> bytes:
         """Run the function between the hooks, in a context of its own; return what it returned."""
+        around = self._enter(name, job, given, start)
+        with around:
+            around.value = value = self._call(name, given)
+            return codec.encode(value, self._served[name].target.serializer, root="result")
+
+    def _enter(self, name: str, job: Job, given: Arguments, start: Start) -> _Around:
+        """Make this the context of a job; return the hooks around what it does."""
         deadline.inherit(start.left)
         nested.runs_on(start.host)
         context.came_with(given.headers)
-        hooks, target = self._hooks.runs, self._served[name].target
+        hooks = self._hooks.runs
         if not hooks:
-            return codec.encode(self._call(name, given), target.serializer, root="result")
+            return _Around(hooks, None)
         run = Run(
-            target.route.service.bus,
+            self._served[name].target.route.service.bus,
             name,
             given.args,
             given.kwargs,
@@ -175,19 +217,7 @@ class Runner:
             attempt=job.attempt,
             waited=start.waited,
         )
-        hooks.before(run)
-        try:
-            value = self._call(name, given)
-            encoded = codec.encode(value, target.serializer, root="result")
-        except StopNow:
-            run.was_stopped = True
-            hooks.failed(run, WorkerLost(f"{name}: its worker was stopped while it ran"))
-            raise
-        except BaseException as error:
-            hooks.failed(run, error)
-            raise
-        hooks.after(run, value)
-        return encoded
+        return _Around(hooks, run)
 
     def _call(self, name: str, given: Arguments) -> Any:
         here = os.getpid()
@@ -224,6 +254,36 @@ class Runner:
             self._debugger.examine(frames)
         finally:
             self._debugger = None
+
+
+class _Around:
+    """The hooks around a run; they are told of its ``value``, or of what was raised."""
+
+    __slots__ = ("_hooks", "_run", "value")
+
+    def __init__(self, hooks: Hooks, run: Run | None) -> None:
+        self._hooks, self._run = hooks, run
+        self.value: object = None
+
+    def __enter__(self) -> None:
+        if self._run is not None:
+            self._hooks.before(self._run)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        run = self._run
+        if run is None:
+            return
+        if error is None:
+            self._hooks.after(run, self.value)
+        elif isinstance(error, StopNow):
+            run.was_stopped = True
+            self._hooks.failed(
+                run, WorkerLost(f"{run.method}: its worker was stopped while it ran")
+            )
+        else:
+            self._hooks.failed(run, error)
 
 
 def _shown(name: str, given: Arguments | None) -> ShownCall | str:

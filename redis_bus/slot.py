@@ -129,8 +129,7 @@ class Slot(Asker):
 
         Returns whether that is done; else it was given back, as replicas do not know that it began.
         """
-        self._began = time.perf_counter()
-        self._ahead = claim.now_ms / 1000 - self._began
+        self._note_time(claim)
         # First: what runs beside is not to be given back.
         if self._claims.is_held_beside(self, job):
             self._claims.end(self)
@@ -145,6 +144,10 @@ class Slot(Asker):
             self._deliver()  # by itself: replicas are to confirm it
         return True
 
+    def _note_time(self, claim: Claim) -> None:
+        self._began = time.perf_counter()
+        self._ahead = claim.now_ms / 1000 - self._began
+
     def _execute(self, claim: Claim, job: Job) -> None:
         if needs_admission(job, claim.now_ms):
             verdict = self._transport.exchange(self._post.admit(claim.route, job))[0]
@@ -153,22 +156,32 @@ class Slot(Asker):
                 return
         if self.is_abandoned:
             return
+        start = self._start(claim, job)
+        try:
+            result = self.runner.run(claim.route.method, job, start)
+        except BaseException as error:  # noqa: BLE001 - a function's own exceptions may misbehave
+            result = self._stopped(claim.route.method, error)
+        self._keep_outcome(claim.route, job, result)
+
+    def _start(self, claim: Claim, job: Job) -> Start:
+        """Note that a job begins to run, and say how."""
         self._quota.begin(self)
         # Past its deadline it runs for those who joined it, whose own time is not known.
         left = (job.deadline_ms - claim.now_ms) / 1000 if job.deadline_ms else 0.0
         self._began = time.perf_counter()
-        try:
-            waited = max(0.0, (claim.now_ms - job.enqueued_ms) / 1000)
-            start = Start(left if left > 0 else None, waited, self._host(job))
-            result = self.runner.run(claim.route.method, job, start)
-        except StopNow:
-            result = self.runner.lost(claim.route.method)
-        except BaseException as error:  # noqa: BLE001 - a function's own exceptions may misbehave
-            # Raised amid C code, as in readline, StopNow may come out as a SystemError.
-            is_stopped = self._worker.was_told_twice and isinstance(error, SystemError)
-            method = claim.route.method
-            result = self.runner.lost(method) if is_stopped else self.runner.broken(method, error)
-        self._unsent = self._finish(claim.route, job, result)
+        waited = max(0.0, (claim.now_ms - job.enqueued_ms) / 1000)
+        return Start(left if left > 0 else None, waited, self._host(job))
+
+    def _stopped(self, method: str, error: BaseException) -> bytes:
+        """Return the outcome of a job that a worker's end, or an odd exception, cut short."""
+        # Raised amid C code, as in readline, StopNow may come out as a SystemError.
+        is_stopped = self._worker.was_told_twice and isinstance(error, SystemError)
+        if is_stopped or isinstance(error, StopNow):
+            return self.runner.lost(method)
+        return self.runner.broken(method, error)
+
+    def _keep_outcome(self, route: Route, job: Job, result: bytes) -> None:
+        self._unsent = self._finish(route, job, result)
         self._claims.ran(job, self._unsent)
 
     def _is_abandoned(self) -> bool:

@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING
 import redis
 
 from .asker import LEAVE_SECONDS, Asker, Lane, unblock
+from .async_cluster import open_loops
 from .claims import Claims
 from .dispatch import Dispatch
 from .errors import BusError
 from .fetcher import LOOK_SECONDS, Fetcher, SharedSlot
 from .heart import Heart
 from .loop import Loop, LoopHere, LoopThread
+from .loop_slots import LoopFetcher, LoopSlot
+from .loops import Loops
 from .partitions import count_partitions
 from .protocol import Post
 from .quota import Quota
@@ -102,6 +105,7 @@ class Worker:
         self._runners = [
             Runner(served, self.loop, core.middleware, debug=debug) for _ in range(concurrency)
         ]
+        self._loops = self._open_loops() if concurrency > 1 else None
         self.lanes: list[Lane] = []
         self.slots: list[Slot] = []
         self._dispatch = Dispatch(self.stopping)
@@ -113,6 +117,7 @@ class Worker:
         # Slots that have ended, and None to leave those alone that have not.
         self._news: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
         self._failures: list[BaseException] = []
+        self._fetched = threading.Event()  # a fetcher has ended
 
     def _set_up(self, partitions: int) -> None:
         """Make ready for so many partitions. With one, each slot waits for its jobs itself."""
@@ -123,10 +128,15 @@ class Worker:
             post = Post(self.service.at(part), self.id, routes)
             self.lanes.append(Lane(post, Claims(post, self.core.transport)))
         runners, lanes = list(enumerate(self._runners)), self.lanes
+        self._fetchers, dispatch = [], self._dispatch
+        if partitions == 1 and self._loops is not None:
+            slots = [LoopSlot(self, lanes[0], runner, number) for number, runner in runners]
+            self.slots = [*slots]
+            self._fetchers = [LoopFetcher(self, lanes[0], slots, dispatch, self._loops)]
+            return
         if partitions == 1:
             self.slots = [Slot(self, lanes[0], runner, number) for number, runner in runners]
             return
-        dispatch = self._dispatch
         self.slots = [SharedSlot(self, lanes, one, number, dispatch) for number, one in runners]
         self._fetchers = [Fetcher(self, lane, dispatch, n) for n, lane in enumerate(lanes)]
 
@@ -138,7 +148,9 @@ class Worker:
         self._begin()
         with self._listening(), self._alive(), self._fetching():
             logger.info("worker %s serves %s", self.id, ", ".join(sorted(self.methods)))
-            if len(self.slots) == 1 and not self.is_apart:
+            if isinstance(self.slots[0], LoopSlot):
+                self._serve_on_loop()
+            elif len(self.slots) == 1 and not self.is_apart:
                 self.slots[0].serve()
             else:
                 self._serve_in_threads()
@@ -235,7 +247,7 @@ class Worker:
 
         A function in a thread cannot be ended from outside. What comes of it is not wanted then.
         """
-        lost = [finish for finish in [slot.abandon() for slot in threads] if finish is not None]
+        lost = [finish for finish in [slot.abandon() for slot in self.slots] if finish is not None]
         self.loop.cancel()
         replies = self.core.transport.exchange_each(*lost, timeout=LEAVE_SECONDS) if lost else []
         for error in [reply for reply in replies if isinstance(reply, BusError)][:1]:
@@ -250,15 +262,37 @@ class Worker:
             elif time.monotonic() >= end:
                 break
 
-    # -- several partitions -------------------------------------------------------------------
+    # -- fetchers -----------------------------------------------------------------------------
+
+    def _open_loops(self) -> Loops | None:
+        """Return the connections for outcomes where all jobs can run on the loop, else None."""
+        if not all(registration.is_async for registration in self.registrations):
+            return None
+        try:
+            return open_loops(self.core.transport)
+        except TypeError:  # asyncio has no such connections
+            return None
+
+    def _serve_on_loop(self) -> None:
+        """Wait until the fetcher has ended, or a second signal says to leave alone what runs."""
+        while not self._fetched.is_set():
+            self._next_news(LOOK_SECONDS)
+            if self._signals > 1:
+                self._abandon({})
+                break
+
+    def _fetch(self, fetcher: Fetcher) -> None:
+        try:
+            self._keep_failure(fetcher.serve)
+        finally:
+            self._fetched.set()
+            self._news.put(None)
 
     @contextlib.contextmanager
     def _fetching(self) -> Iterator[None]:
-        """Have the jobs of each partition fetched within the block, where there are several."""
+        """Have the jobs of each partition fetched within the block, where slots do not do that."""
         threads = [
-            threading.Thread(
-                target=self._keep_failure, args=(one.serve,), name="redis_bus fetcher", daemon=True
-            )
+            threading.Thread(target=self._fetch, args=(one,), name="redis_bus fetcher", daemon=True)
             for one in self._fetchers
         ]
         for thread in threads:
@@ -278,6 +312,8 @@ class Worker:
         """Have all who wait for a job see that the worker is to stop."""
         unblock(self.askers)
         self._dispatch.wake()
+        for fetcher in self._fetchers:
+            fetcher.wake()
 
     # -- staying alive, and stopping ----------------------------------------------------------
 

@@ -201,7 +201,7 @@ MUTANTS = [
     Mutant(
         "take does not claim",
         "take",
-        "    redis.call('HSET', running, job, entry)\n",
+        "  redis.call('HSET', running, unpack(claimed))\n",
         "",
         3,
     ),

@@ -29,6 +29,7 @@ from redis_bus import (
 )
 from redis_bus.descriptor import Descriptor
 from redis_bus.entries import Mode
+from redis_bus.link import Link
 from redis_bus.method import Method
 from redis_bus.protocol import Post, Route, Service, partition_of
 from redis_bus.target import Target
@@ -480,17 +481,18 @@ class Away:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tag: str) -> None:
         self.is_on, self._tag = False, tag
         for name in ("exchange", "ask", "checkout"):
-            self._patch(monkeypatch, name)
+            self._patch(monkeypatch, NodeTransport, name)
+        self._patch(monkeypatch, Link, "send")
 
-    def _patch(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-        real = getattr(NodeTransport, name)
+    def _patch(self, monkeypatch: pytest.MonkeyPatch, kind: type, name: str) -> None:
+        real = getattr(kind, name)
 
-        def patched(transport: NodeTransport, *args: Any, **kwargs: Any) -> Any:
+        def patched(one: object, *args: Any, **kwargs: Any) -> Any:
             if self.is_on and self._tag in repr((args, kwargs)):
                 raise ConnectionLost("away")
-            return real(transport, *args, **kwargs)
+            return real(one, *args, **kwargs)
 
-        monkeypatch.setattr(NodeTransport, name, patched)
+        monkeypatch.setattr(kind, name, patched)
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])

@@ -12,6 +12,7 @@ from tests.faults.faces import AsyncFace
 from tests.parted_cluster import from_island
 from tests.programs.load import BUS
 from tests.programs.load import ISLAND as VARIABLE
+from tests.programs.race import METHODS
 from tests.support import Processes
 
 ISLAND = "island"
@@ -31,6 +32,8 @@ class SplitLoad(Load):
         with from_island(self._places) as conn:
             for face in (Bus, AsyncFace):
                 bus: Any = face(BUS, conn=conn, timeout=TIMEOUT_SECONDS)
+                for name in ("once", *METHODS):
+                    bus[name].cache_key  # noqa: B018 - it is looked up: not in the time of a call
                 self._buses.append(bus)
         super().__enter__()
         for bus, kind in zip(self._buses[len(KINDS) :], KINDS, strict=True):

@@ -54,7 +54,7 @@ class Scenario:
             arguments: dict[str, Any] = dict(self.item.callspec.params)
             kind = arguments["place"]
             executable = find_servers()[kind.server]
-            self.place = Place(executable, kind.face, kind.slots, **self.options)
+            self.place = Place(executable, kind.face, kind.slots, kind.on_loop, **self.options)
             arguments["place"] = self.place
             if ended.is_set():  # while the place was made, which so nobody closed
                 raise PlaceClosed

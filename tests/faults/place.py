@@ -70,10 +70,12 @@ class Kind:
     server: str
     face: str = BLOCKING
     slots: int = 1
+    on_loop: bool = False  # whether its functions are made ``async def``, and all run on one loop
 
     def __str__(self) -> str:
         more = [self.face] if self.face != BLOCKING else []
         more += [f"{self.slots}-slots"] if self.slots > 1 else []
+        more += ["on-loop"] if self.on_loop else []
         return "-".join([self.server, *more])
 
 
@@ -88,12 +90,47 @@ def kinds(over: str | None) -> list[Kind]:
     more = {
         None: [],
         FACES: [Kind(last, ASYNCIO)],
-        SLOTS: [Kind(first, slots=MANY)],
-        BOTH: [Kind(first, ASYNCIO, MANY)],
+        SLOTS: [Kind(first, slots=MANY), Kind(last, slots=MANY, on_loop=True)],
+        BOTH: [Kind(first, ASYNCIO, MANY), Kind(last, slots=MANY, on_loop=True)],
     }
     return [*map(Kind, servers), *more[over]]
 
 
+# Has the functions of a service run in threads, each awaited by an ``async def`` one: so all its
+# jobs run on one loop, which none of them blocks.
+ON_LOOP = """
+    def _on_loop():
+        import asyncio, functools, inspect, threading
+
+        def made(function):
+            @functools.wraps(function)
+            async def awaited(*args, **kwargs):
+                loop = asyncio.get_running_loop()
+                done = loop.create_future()
+
+                def tell(value, error):
+                    if not done.done():
+                        done.set_result(value) if error is None else done.set_exception(error)
+
+                def run():
+                    value = error = None
+                    try:
+                        value = function(*args, **kwargs)
+                    except Exception as failure:
+                        error = failure
+                    loop.call_soon_threadsafe(tell, value, error)
+
+                threading.Thread(target=run, daemon=True).start()
+                return await done
+
+            return awaited
+
+        for registration in bus._core.registrations.values():
+            if not inspect.iscoroutinefunction(registration.function):
+                registration.__dict__["function"] = made(registration.function)
+
+    _on_loop()
+"""
 _ports_taken: set[int] = set()
 _ports_lock = threading.Lock()
 # A child with `die_with_parent` ends with the thread that started it: so one thread, which lives
@@ -232,11 +269,17 @@ class Place:
     """All that one fault test needs: its Redis, its processes, its notes. See the module."""
 
     def __init__(
-        self, executable: str, face: str = BLOCKING, slots: int = 1, **options: object
+        self,
+        executable: str,
+        face: str = BLOCKING,
+        slots: int = 1,
+        on_loop: bool = False,
+        **options: object,
     ) -> None:
         self.executable = executable
         self.face = face
         self.slots = slots
+        self.on_loop = on_loop
         self.folder = Path(tempfile.mkdtemp(prefix="redis_bus_place-"))
         self.notes: list[str] = []
         self.closed = False
@@ -272,6 +315,8 @@ class Place:
         """
         self._check()
         name = f"service{len(self._processes)}"
+        if self.on_loop:
+            code = textwrap.dedent(code) + textwrap.dedent(ON_LOOP)
         self.processes.write(f"{name}.py", code)
         more = ("--pattern", pattern) if pattern is not None else ()
         if self.slots > 1:

@@ -1,0 +1,250 @@
+"""Slots on a loop: many ``async def`` jobs at a time, taken and told in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import redis
+
+from .asker import Lane
+from .dispatch import Dispatch
+from .entries import Job, parse_job
+from .errors import BusError, ProtocolError
+from .fetcher import LOOK_SECONDS, Fetcher
+from .link import Link
+from .loop import LoopThread
+from .loops import Connections, Loops
+from .protocol import MOST_TAKEN, Claim, Route, needs_admission
+from .runner import Runner
+from .slot import Slot
+
+if TYPE_CHECKING:
+    from .worker import Worker
+
+logger = logging.getLogger(__name__)
+
+
+class LoopSlot(Slot):
+    """Runs its jobs as tasks of one loop; it has neither a thread nor a connection of its own."""
+
+    def __init__(self, worker: Worker, lane: Lane, runner: Runner, number: int) -> None:
+        super().__init__(worker, lane, runner, number)
+        assert isinstance(worker.loop, LoopThread)
+        self._loop = worker.loop
+
+    async def work(
+        self, claim: Claim, job: Job, connections: Connections, rest: Callable[[LoopSlot], None]
+    ) -> None:
+        """Run a job that was claimed for it, tell its outcome, and ``rest``."""
+        try:
+            await self._run_here(claim, job, connections)
+            await self._tell(claim.route, connections)
+        except (BusError, redis.RedisError, OSError) as error:
+            logger.warning("worker %s: job %s: %s", self._worker.id, job.id, error)
+            self._let_go()
+        except asyncio.CancelledError:
+            # By its function, which was through: that is no reason to tell nothing.
+            if not self._loop.was_cancelled:
+                await self._tell(claim.route, connections)
+        finally:
+            rest(self)
+
+    async def _run_here(self, claim: Claim, job: Job, connections: Connections) -> None:
+        """Run a job; its outcome is left in ``_unsent``. See `Slot._run`."""
+        self._note_time(claim)
+        if self._claims.is_held_beside(self, job):
+            self._claims.end(self)
+            return
+        self._unsent = self._claims.outcome(job)
+        if self._unsent is not None:
+            return
+        route, hold = claim.route, self._worker.replicas.hold
+        if route.durable and not await _apart(lambda: hold(self._post, route, job)):
+            self._claims.end(self)
+            return
+        if needs_admission(job, claim.now_ms):
+            verdict = (await connections.exchange(self._post.admit(route, job)))[0]
+            if verdict != b"run":
+                self._claims.end(self)
+                return
+        if self.is_abandoned:
+            return
+        start = self._start(claim, job)
+        try:
+            result = await self.runner.run_on_loop(route.method, job, start, self._loop)
+        except BaseException as error:  # noqa: BLE001 - a function's own exceptions may misbehave
+            result = self._stopped(route.method, error)
+        self._keep_outcome(route, job, result)
+
+    async def _tell(self, route: Route, connections: Connections) -> None:
+        """Send the outcome; what is told in one turn of the loop goes in one write."""
+        if self._unsent is None or self.is_abandoned:
+            return
+        if route.durable:
+            await _apart(self._deliver)
+            return
+        try:
+            reply = (await connections.exchange(self._unsent))[0]
+        except BusError as error:
+            logger.debug("worker %s: %s; it is told by itself", self._worker.id, error)
+            await _apart(self._tell_alone)
+        else:
+            self._told(reply)
+
+    def _tell_alone(self) -> None:
+        """Send the outcome until it is taken, or the worker stops."""
+        while self._unsent is not None and not self._stopping.is_set():
+            try:
+                self._told(self._transport.exchange(self._unsent)[0])
+            except (BusError, redis.RedisError, OSError) as error:
+                self._wait_for_redis(error)
+                self._replace_large_outcome()
+        self._deliver()
+
+    def _told(self, reply: object) -> None:
+        self._accepted(reply)
+        self._unsent = None
+        self._claims.end(self)
+
+
+class LoopFetcher(Fetcher):
+    """Claims as many jobs as slots are idle, in one go, and has them run on the loop."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        lane: Lane,
+        slots: Sequence[LoopSlot],
+        dispatch: Dispatch,
+        loops: Loops,
+    ) -> None:
+        super().__init__(worker, lane, dispatch, 0)
+        assert isinstance(worker.loop, LoopThread)
+        self._loop, self._loops, self._quota = worker.loop, loops, worker.quota
+        self._all = len(slots)
+        self._idle = dict.fromkeys(slots)
+        self._changed = threading.Condition()
+
+    def serve(self) -> None:
+        """Fetch jobs until the worker stops, and wait for those that run."""
+        super().serve()
+        with self._changed:
+            while len(self._idle) < self._all and not self._worker.was_told_twice:
+                self._changed.wait(LOOK_SECONDS)
+
+    def wake(self) -> None:
+        """Have it look whether the worker is to stop."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def _goes_on(self) -> bool:
+        return not self._stopping.is_set() and not self._is_spent()
+
+    def _step(self, link: Link, client: int | None) -> None:
+        """Wait for jobs and claim as many as can be run, in one write; and begin them."""
+        self._claims.settle()
+        idle = self._wait_for_room(link)
+        if not idle:
+            return
+        limit = min(len(idle), MOST_TAKEN)
+        order, wait_and_take = self._next_turn(limit)
+        self._claims.ask(self)
+        self.waiting = client
+        try:
+            link.send(wait_and_take)
+            woken, taken = link.read(), link.read()
+        finally:
+            self.waiting = None
+        claims = self._post.parse_taken(self._checked(woken, taken, order, limit), order)
+        self._begin(claims, idle)
+
+    def _begin(self, claims: list[Claim], idle: list[LoopSlot]) -> None:
+        """Give jobs that were claimed to idle slots."""
+        found = [(claim, _job_of(claim)) for claim in claims]
+        jobs = [(claim, job) for claim, job in found if job is not None]
+        if self._stopping.is_set():
+            for claim, job in jobs:
+                self._claims.release(claim.route, job.id)
+            jobs = []
+        begun = [(slot, claim, job) for slot, (claim, job) in zip(idle, jobs, strict=False)]
+        with self._changed:
+            for slot, _, _ in begun:
+                del self._idle[slot]
+        self._claims.begin_all([(slot, claim.route, job) for slot, claim, job in begun], self)
+        if begun:
+            self._loop.post(self._start, begun)
+        for claim in [claim for claim, job in found if job is None]:
+            self._read_job(claim)  # which says why it is none, and puts it away
+
+    # -- on the loop --------------------------------------------------------------------------
+
+    def _start(self, begun: list[tuple[LoopSlot, Claim, Job]]) -> None:
+        connections = self._loops.here()
+        for slot, claim, job in begun:
+            work = slot.work(claim, job, connections, self._rest)
+            self._loop.begin(work, claim.route.method)
+
+    def _rest(self, slot: LoopSlot) -> None:
+        with self._changed:
+            self._idle[slot] = None
+            self._changed.notify_all()
+
+    # -- who is idle --------------------------------------------------------------------------
+
+    def _wait_for_room(self, link: Link) -> list[LoopSlot]:
+        """Return the idle slots that may run a job, once there are any; none where it is to end."""
+        began = time.monotonic()
+        with self._changed:
+            while not (idle := [slot for slot in self._idle if self._quota.admits(slot)]):
+                if self._stopping.is_set() or self._is_spent():
+                    return []
+                self._changed.wait(LOOK_SECONDS)
+        self._check(link, began)
+        return idle
+
+    def _is_spent(self) -> bool:
+        """Whether no slot may run a job any more."""
+        with self._changed:
+            admitted = any(self._quota.admits(slot) for slot in self._idle)
+            return len(self._idle) == self._all and not admitted
+
+
+def _job_of(claim: Claim) -> Job | None:
+    """Return the job of a claim; None for bytes that are no job."""
+    try:
+        return None if claim.foreign else parse_job(claim.entry)
+    except ProtocolError:
+        return None
+
+
+async def _apart(work: Callable[[], object]) -> bool:
+    """Do what blocks in a thread of its own, which ends with the process; return its result."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[object] = loop.create_future()
+
+    def tell(result: object, error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(result)
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - it is raised where it is awaited
+            failure = error
+        try:
+            loop.call_soon_threadsafe(tell, result, failure)
+        except RuntimeError:
+            logger.debug("the loop has ended meanwhile")
+
+    threading.Thread(target=run, name="redis_bus apart", daemon=True).start()
+    return bool(await done)
