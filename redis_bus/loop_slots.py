@@ -48,9 +48,10 @@ class LoopSlot(Slot):
             logger.warning("worker %s: job %s: %s", self._worker.id, job.id, error)
             self._let_go()
         except asyncio.CancelledError:
-            # By its function, which was through: that is no reason to tell nothing.
+            # By its function, which was through: that is no reason to tell nothing. It may be told
+            # already.
             if not self._loop.was_cancelled:
-                await self._tell(claim.route, connections)
+                await self._tell(claim.route, connections, again=True)
         finally:
             rest(self)
 
@@ -81,7 +82,7 @@ class LoopSlot(Slot):
             result = self._stopped(route.method, error)
         self._keep_outcome(route, job, result)
 
-    async def _tell(self, route: Route, connections: Connections) -> None:
+    async def _tell(self, route: Route, connections: Connections, *, again: bool = False) -> None:
         """Send the outcome; what is told in one turn of the loop goes in one write."""
         if self._unsent is None or self.is_abandoned:
             return
@@ -94,7 +95,7 @@ class LoopSlot(Slot):
             logger.debug("worker %s: %s; it is told by itself", self._worker.id, error)
             await _apart(self._tell_alone)
         else:
-            self._told(reply)
+            self._told(None if again else reply)
 
     def _tell_alone(self) -> None:
         """Send the outcome until it is taken, or the worker stops."""

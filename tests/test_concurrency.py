@@ -27,11 +27,7 @@ from tests.support import PATIENCE_SECONDS, Processes, eventually, workers
 MANY = 4
 WAIT_SECONDS = 20.0
 SOON_SECONDS = 8.0
-SERVICE = """
-    import asyncio, redis_bus, redis.asyncio
-
-    bus = redis_bus.Bus("test")
-
+HELD = """
     @bus.register()
     def held(a):
         bus.conn.rpush("entered", a)
@@ -39,7 +35,21 @@ SERVICE = """
         while not bus.conn.blpop("go", 2):
             pass
         return a
+"""
+HELD_ON_LOOP = """
+    @bus.register()
+    async def held(a):
+        async with redis.asyncio.Redis.from_url(URL) as conn:
+            await conn.rpush("entered", a)
+            while not await conn.blpop("go", 2):
+                pass
+        return a
+"""
+SERVICE = f"""
+    import asyncio, redis_bus, redis.asyncio
 
+    bus = redis_bus.Bus("test")
+{HELD}
     @bus.register()
     async def held_async(a):
         try:
@@ -89,10 +99,13 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-@pytest.fixture
-def worker(processes: Processes, caller: Bus, url: str) -> subprocess.Popen[str]:
-    """A real worker process with four slots, ready."""
-    processes.write("service.py", SERVICE.replace("URL", repr(url)))
+@pytest.fixture(params=["threads", "loop"])
+def worker(
+    request: pytest.FixtureRequest, processes: Processes, caller: Bus, url: str
+) -> subprocess.Popen[str]:
+    """A real worker process with four slots, ready: in threads, or all on one loop."""
+    code = SERVICE if request.param == "threads" else SERVICE.replace(HELD, HELD_ON_LOOP)
+    processes.write("service.py", code.replace("URL", repr(url)))
     process = processes.start("python", "service.py")
     eventually(lambda: workers(caller, "held"))
     return process

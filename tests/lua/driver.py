@@ -162,6 +162,12 @@ class Driver:
         post = self.post(worker, methods)
         return post.parse_take(self.send(*post.take(post.routes)), post.routes)
 
+    def take_many(
+        self, limit: int, worker: str = "w", methods: Sequence[str] = ("m",)
+    ) -> list[Claim]:
+        post = self.post(worker, methods)
+        return post.parse_taken(self.send(*post.take(post.routes, limit)), post.routes)
+
     def taken(self, worker: str = "w", methods: Sequence[str] = ("m",)) -> Job:
         """Take, and return the job, which is there."""
         claim = self.take(worker, methods)

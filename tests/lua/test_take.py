@@ -6,7 +6,8 @@ import pytest
 import redis
 
 from redis_bus.entries import Mode, parse_job
-from redis_bus.protocol import LEASE_MS
+from redis_bus.errors import ProtocolError
+from redis_bus.protocol import LEASE_MS, MOST_TAKEN, Claim
 from tests.lua.driver import ETAG, FOREIGN, Driver
 
 HEAD = f"job 1 1 0 1 {ETAG} run 1"
@@ -189,6 +190,77 @@ def test_methods_that_the_worker_does_not_serve_are_left(three: Driver) -> None:
     three.queued("a")
     assert three.take(methods="bc") is None
     assert (three.length("a"), three.tokens("a")) == (1, 1)
+
+
+# -- several at a time ----------------------------------------------------------------------------
+
+
+def methods_of(claims: list[Claim]) -> list[str]:
+    return [claim.route.method for claim in claims]
+
+
+def test_with_a_limit_it_claims_so_many_in_the_order_they_came(lua: Driver) -> None:
+    jobs = [lua.queued() for _ in range(5)]
+    claims = lua.take_many(3)
+    assert [parse_job(claim.entry).id for claim in claims] == jobs[:3]
+    assert sorted(lua.claims()) == sorted(jobs[:3])
+    assert (lua.length(), lua.tokens()) == (2, 1)
+    assert [parse_job(claim.entry).id for claim in lua.take_many(9)] == jobs[3:]
+    assert (lua.length(), lua.tokens()) == (0, 0)
+    assert lua.take_many(9) == []
+
+
+def test_with_a_limit_it_goes_on_with_the_next_method_and_leaves_the_rest_a_token(
+    three: Driver,
+) -> None:
+    for method in "aabbbcc":
+        three.queued(method)
+    for method in "abc":
+        three.pop_token(method)
+    assert methods_of(three.take_many(3, methods="abc")) == ["a", "a", "b"]
+    assert [three.length(method) for method in "abc"] == [0, 2, 2]
+    assert [three.tokens(method) for method in "abc"] == [0, 1, 1]
+    assert methods_of(three.take_many(3, methods="cab")) == ["c", "c", "b"]
+    assert [three.tokens(method) for method in "abc"] == [0, 1, 0]
+
+
+def test_with_a_limit_queues_without_a_token_come_first(three: Driver) -> None:
+    for method in "aabbc":
+        three.queued(method)
+    three.pop_token("b")
+    assert methods_of(three.take_many(3, methods="abc")) == ["b", "b", "a"]
+    assert [three.tokens(method) for method in "abc"] == [1, 0, 1]
+
+
+def test_with_a_limit_foreign_bytes_are_among_the_jobs(three: Driver) -> None:
+    three.queued("b")
+    three.client.rpush(three.route("b").queue, b"foreign")
+    job = three.queued("b")
+    claims = three.take_many(9, methods="abc")
+    assert [claim.foreign for claim in claims] == [False, True, False]
+    assert methods_of(claims) == ["b", "b", "b"]
+    assert job in three.claims() and len(three.claims()) == 2
+
+
+def test_with_a_limit_late_and_cancelled_jobs_count_for_nothing(lua: Driver) -> None:
+    lua.late()
+    cancelled = lua.queued(mode=Mode.RUN)
+    lua.client.hset(lua.route().pending, cancelled, "-")
+    jobs = [lua.queued(), lua.queued()]
+    assert [parse_job(claim.entry).id for claim in lua.take_many(2)] == jobs
+
+
+def test_the_most_that_are_taken_at_a_time_can_be_taken(lua: Driver) -> None:
+    jobs = [lua.queued() for _ in range(MOST_TAKEN)]
+    assert len(lua.take_many(MOST_TAKEN)) == len(jobs)
+    assert len(lua.claims()) == len(jobs)
+
+
+@pytest.mark.parametrize("reply", [b"OK", 1, [b"x"], [[1, b"entry"]]])
+def test_other_answers_to_a_take_are_refused(lua: Driver, reply: object) -> None:
+    post = lua.post("w", ["m"])
+    with pytest.raises(ProtocolError, match="take answered"):
+        post.parse_taken(reply, post.routes)
 
 
 # -- leases ---------------------------------------------------------------------------------------

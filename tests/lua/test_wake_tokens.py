@@ -24,6 +24,7 @@ KEYS = [b"k1", b"k2"]
 methods = st.sampled_from(METHODS)
 workers = st.sampled_from(sorted(WORKERS))
 numbers = st.integers(0, 11)
+limits = st.sampled_from([None, 1, 2, 5])
 
 
 class WakeTokens(RuleBasedStateMachine):
@@ -73,13 +74,13 @@ class WakeTokens(RuleBasedStateMachine):
             self.holders.append(worker)
 
     @precondition(lambda self: self.holders)
-    @rule(number=numbers, turn=numbers)
-    def take(self, number: int, turn: int) -> None:
-        self.take_by(self.holders.pop(number % len(self.holders)), turn)
+    @rule(number=numbers, turn=numbers, limit=limits)
+    def take(self, number: int, turn: int, limit: int | None) -> None:
+        self.take_by(self.holders.pop(number % len(self.holders)), turn, limit)
 
-    @rule(worker=workers, turn=numbers)
-    def take_without_a_token(self, worker: str, turn: int) -> None:
-        self.take_by(worker, turn)
+    @rule(worker=workers, turn=numbers, limit=limits)
+    def take_without_a_token(self, worker: str, turn: int, limit: int | None) -> None:
+        self.take_by(worker, turn, limit)
 
     @precondition(lambda self: self.claims)
     @rule(number=numbers)
@@ -147,10 +148,20 @@ class WakeTokens(RuleBasedStateMachine):
         first = turn % len(served)
         return served[first:] + served[:first]
 
-    def take_by(self, worker: str, turn: int) -> None:
-        claim = self.lua.take(worker, self.order(worker, turn))
-        if claim is not None and not claim.foreign:
-            self.claims.append((worker, claim.route.method, parse_job(claim.entry)))
+    def take_by(self, worker: str, turn: int, limit: int | None = None) -> None:
+        order = self.order(worker, turn)
+        if limit is None:
+            claim = self.lua.take(worker, order)
+            claims = [] if claim is None else [claim]
+        else:
+            waiting = sum(self.lua.length(method) for method in order)
+            claims = self.lua.take_many(limit, worker, order)
+            left = sum(self.lua.length(method) for method in order)
+            assert len(claims) <= limit and len(claims) <= waiting - left
+            assert len(claims) == limit or not left
+        for claim in claims:
+            if not claim.foreign:
+                self.claims.append((worker, claim.route.method, parse_job(claim.entry)))
 
 
 def test_a_wake_token_is_never_lost_and_never_doubled(client: redis.Redis) -> None:
