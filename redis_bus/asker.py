@@ -141,7 +141,9 @@ class Asker:
 
     def _next_turn(self, limit: int | None = None) -> tuple[list[Route], bytes]:
         """See `Post.turn`; it waits where replicas are to come back before anything is taken."""
-        return self._turn(self._worker.replicas.wait(self._post), limit)
+        replicas = self._worker.replicas
+        served = replicas.wait(self._post) if replicas.are_missed else self._post
+        return self._turn(served, limit)
 
     def _turn(self, served: Post, limit: int | None = None) -> tuple[list[Route], bytes]:
         self._turns += 1

@@ -48,6 +48,39 @@ class _Hit(NamedTuple):
     entry: bytes
 
 
+class Begun:
+    """A call that was made already: as what, until when, and what was answered, or raised."""
+
+    __slots__ = ("_answer", "body", "deadline", "job", "key", "route", "target")
+
+    def __init__(
+        self,
+        target: Target,
+        route: Route,
+        key: bytes | None,
+        body: bytes,
+        job: str,
+        deadline: Deadline,
+    ) -> None:
+        self.target = target
+        self.route = route
+        self.key = key
+        self.body = body
+        self.job = job
+        self.deadline = deadline
+        self._answer: list[Any] | BusError = []
+
+    def got(self, answer: list[Any] | BusError) -> None:
+        """Note what was answered, or raised."""
+        self._answer = answer
+
+    def answer(self) -> list[Any]:
+        """Return what was answered. Raises what was raised."""
+        if isinstance(self._answer, BusError):
+            raise self._answer
+        return self._answer
+
+
 class Source(Protocol):
     """Where a call learns what is published of its method."""
 
@@ -82,34 +115,47 @@ def new_job_id() -> str:
 
 
 def call(
-    source: Source, args: Args, kwargs: Kwargs, options: Options, seen: Call | None = None
+    source: Source,
+    args: Args,
+    kwargs: Kwargs,
+    options: Options,
+    seen: Call | None = None,
+    begun: Begun | None = None,
 ) -> Steps[object]:
     """Call a method and wait for its value, or raise what it raised.
 
-    ``seen``: the call as middleware sees it, where there is any.
+    ``seen``: the call as middleware sees it, where there is any. ``begun``: what was done already.
     """
     target = source.target
-    deadline = Deadline(options.timeout if options.has_timeout else target.timeout)
+    if begun is None:
+        deadline = Deadline(options.timeout if options.has_timeout else target.timeout)
+    else:
+        deadline = begun.deadline
     key: bytes | None
     found: bytes | _Hit | None
     lost: ConnectionLost | None = None
     for attempt in range(MAX_TRIES):
-        target, key, body = yield from prepare(source, args, kwargs, seen)
+        if begun is None:
+            target, key, body = yield from prepare(source, args, kwargs, seen)
+        else:
+            target, key, body = begun.target, begun.key, begun.body
         shown = ShownCall(target.name, args, kwargs)
         if (attempt > 0 or deadline.budget == 0.0) and deadline.left() == 0.0:
             _check_late(deadline, attempt, key, lost, target, shown)
         try:
             if key is None:
-                found = yield from _call_alone(source, target, body, shown, deadline, options, seen)
+                alone = _call_alone(source, target, body, shown, deadline, options, seen, begun)
+                found = yield from alone
             else:
-                made = _call_keyed(source, target, key, body, shown, deadline, options, seen)
+                made = _call_keyed(source, target, key, body, shown, deadline, options, seen, begun)
                 found = yield from made
         except ConnectionLost as error:
             again = target.may_run_twice and not is_unreachable(error)
             if attempt == MAX_TRIES - 1 or not (again or isinstance(error, NotNow)):
                 raise ConnectionLost(lost_message(shown, target, error)) from error
-            lost = error
+            lost, begun = error, None
             continue
+        begun = None
         if found is None:
             continue
         if isinstance(found, bytes):
@@ -274,8 +320,13 @@ def _call_alone(
     deadline: Deadline,
     options: Options,
     seen: Call | None,
+    begun: Begun | None,
 ) -> Steps[bytes | None]:
     """A call without a cache key: one write, one wait. None: it is to be made again."""
+    if begun is not None:
+        job, route, (status, reply) = begun.job, begun.route, begun.answer()
+        after = _after_alone(source, target, route, job, status, reply, None, shown, deadline, seen)
+        return (yield from after)
     job, route = new_job_id(), target.route_for(None)
     command = route.call(
         job,
@@ -293,8 +344,25 @@ def _call_alone(
         slice_ = Wait(route.service, job, seconds, True, b"queued")
         request = Request((command,), timeout, False, 0.0, slice_, None, withdraw)
         status, reply = yield request
-        if isinstance(status, int):  # mode 'wait': when it was queued
-            status = [b"queued", b"", status]
+    after = _after_alone(source, target, route, job, status, reply, withdraw, shown, deadline, seen)
+    return (yield from after)
+
+
+def _after_alone(
+    source: Source,
+    target: Target,
+    route: Route,
+    job: str,
+    status: Any,
+    reply: bytes | None,
+    withdraw: Withdrawal | None,
+    shown: ShownCall | str,
+    deadline: Deadline,
+    seen: Call | None,
+) -> Steps[bytes | None]:
+    """What comes after the first write of such a call, and what that was answered."""
+    if isinstance(status, int):  # mode 'wait': when it was queued
+        status = [b"queued", b"", status]
     note_status(seen, status)
     if status[0] != b"queued":
         raise_refusal(status, target, shown)
@@ -319,21 +387,26 @@ def _call_keyed(
     deadline: Deadline,
     options: Options,
     seen: Call | None,
+    begun: Begun | None,
 ) -> Steps[bytes | _Hit | None]:
     """A call with a cache key: only a miss waits. None: it is to be made again."""
     route, again = target.route_for(key), target.may_run_twice
-    job, flight = new_job_id(), route.flight(key)
-    command = route.call(
-        job,
-        body,
-        mode=_ASYNC if source.listens or route.durable else _CALL,
-        budget_ms=deadline.left_ms(),
-        key=key,
-        fail_fast=options.fail_fast,
-        but=nested.busy_worker(route),
-    )
-    withdraw = _withdraw(source, route, job, flight)
-    status = yield from _send(route, command, withdraw, shown, deadline)
+    withdraw: Withdrawal | None = None
+    if begun is not None:
+        status, flight = begun.answer()[0], route.flight(key)
+    else:
+        job, flight = new_job_id(), route.flight(key)
+        command = route.call(
+            job,
+            body,
+            mode=_ASYNC if source.listens or route.durable else _CALL,
+            budget_ms=deadline.left_ms(),
+            key=key,
+            fail_fast=options.fail_fast,
+            but=nested.busy_worker(route),
+        )
+        withdraw = _withdraw(source, route, job, flight)
+        status = yield from _send(route, command, withdraw, shown, deadline)
     note_status(seen, status)
     match status:
         case [b"hit", bytes(entry)]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from .asker import Asker, unblock
 from .entries import Job, parse_job
 from .errors import ProtocolError
-from .protocol import Command, Post, Route
+from .protocol import Command, Post, Ready, Route
 from .transport import Transport
 
 logger = logging.getLogger(__name__)
@@ -48,9 +48,8 @@ class Claims:
 
     def ask(self, slot: Asker) -> None:
         """Note that a slot is about to ask for a job."""
-        with self._lock:
-            turn = self._turns.get(slot, 0)
-            self._turns[slot] = turn + 1 + turn % 2
+        turn = self._turns.get(slot, 0)
+        self._turns[slot] = turn + 1 + turn % 2
 
     def begin(self, slot: Asker, route: Route, job: Job, asker: Asker | None = None) -> None:
         """Note the job that a slot was given, and is to run now; ``asker``: who asked for it."""
@@ -77,8 +76,7 @@ class Claims:
         Redis gives it away again where a replica was promoted that had not heard of the claim, or
         not of its end.
         """
-        with self._lock:
-            return self._ran.get(job)
+        return self._ran.get(job)
 
     def is_held_beside(self, slot: Asker, job: Job) -> bool:
         """Whether another slot has that job already, and is to run it or runs it."""
@@ -189,7 +187,8 @@ class Claims:
         jobs = {job.decode("utf-8", "surrogateescape") for job in found}
         with self._lock:
             known = {*self._late, *(job.id for _, job in self._held.values())}
-            asking = {slot: turn for slot, turn in self._turns.items() if turn % 2}
+            # A copy, as one who begins to ask holds no lock.
+            asking = {slot: turn for slot, turn in self._turns.copy().items() if turn % 2}
             self._doubts = {job: self._doubts.get(job, asking) for job in jobs - known}
         self._give_back_settled()
         # Those who wait for a job have their answer at once then, and settle it.
@@ -236,7 +235,10 @@ class Outcomes:
         self._bytes = 0
 
     def add(self, job: Job, finish: Command) -> None:
-        size = sum([len(part) for part in finish if type(part) is bytes])
+        if type(finish) is Ready:
+            size = len(finish.data)
+        else:
+            size = sum([len(part) for part in finish if type(part) is bytes])
         key = job.id, job.attempt
         if key in self._found:
             self._bytes -= self._found.pop(key)[1]

@@ -150,6 +150,7 @@ class SharedSlot(Slot):
     def _send_outcome(self) -> None:
         if self._unsent is None:
             return
+        self._note_run(self._unsent)
         try:
             self._accepted(self._transport.exchange(self._unsent)[0])
         except ConnectionLost:

@@ -112,11 +112,13 @@ class Link:
 
     def _send_all(self, sock: socket.socket, data: bytes) -> None:
         """Send all of it within the timeout. Raises TimeoutError."""
-        with contextlib.suppress(BlockingIOError):
+        try:
             sent = sock.send(data)
             if sent == len(data):
                 return
             data = data[sent:]
+        except BlockingIOError:
+            pass
         rest, end = memoryview(data), time.monotonic() + self._timeout
         while rest:
             if not _is_ready(sock, select.POLLOUT, end - time.monotonic()):

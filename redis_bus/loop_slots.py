@@ -68,7 +68,7 @@ class LoopSlot(Slot):
         if route.durable and not await _apart(lambda: hold(self._post, route, job)):
             self._claims.end(self)
             return
-        if needs_admission(job, claim.now_ms):
+        if job.key is not None and needs_admission(job, claim.now_ms):
             verdict = (await connections.exchange(self._post.admit(route, job)))[0]
             if verdict != b"run":
                 self._claims.end(self)
@@ -86,6 +86,7 @@ class LoopSlot(Slot):
         """Send the outcome; what is told in one turn of the loop goes in one write."""
         if self._unsent is None or self.is_abandoned:
             return
+        self._note_run(self._unsent)
         if route.durable:
             await _apart(self._deliver)
             return

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-from . import calls, dead_letters, fan_out, forks
+from . import calls, dead_letters, direct, fan_out, forks
 from .context import headers
 from .dead_letters import DeadLetter
 from .middleware import Call
@@ -58,8 +58,8 @@ class Method(Generic[P, R]):
         """
         value: Any
         drive, hooks = self._core.drive, self._core.middleware.calls
-        if not hooks:
-            value = drive(calls.call(self, args, kwargs, self._options))
+        if not hooks.are_any:
+            value = direct.call(self._core, self, args, kwargs, self._options)
             return value  # type: ignore[no-any-return]
         call = self._seen(args, kwargs, "call")
         work = calls.call(self, args, kwargs, self._options, call)

@@ -143,6 +143,7 @@ class Hooks:
         self._before = [
             (number, hooks[0]) for number, hooks in enumerate(self._hooks) if hooks[0] is not None
         ]
+        self.are_any = bool(self._hooks)
         backwards = self._hooks[::-1]
         self._after = [after for _, after, _ in backwards if after is not None]
         self._failed = [failed for _, _, failed in backwards if failed is not None]
@@ -165,7 +166,10 @@ class Hooks:
 
     def after(self, event: Any, value: object) -> None:
         for after in self._after:
-            _call(after, event, value)
+            try:
+                after(event, value)
+            except Exception:  # noqa: BLE001 - it is logged
+                _log(after, event)
 
     def failed(self, event: Any, error: BaseException) -> None:
         for failed in self._failed:
@@ -201,10 +205,14 @@ class Hooks:
 def _call(hook: Callable[[Any, Any], None], event: Any, what: object) -> None:
     try:
         hook(event, what)
-    except Exception:
-        # The call or the run has its outcome already.
-        name = getattr(hook, "__qualname__", repr(hook))
-        logger.exception("%s: the middleware hook %s raised", event, name)
+    except Exception:  # noqa: BLE001 - it is logged
+        _log(hook, event)
+
+
+def _log(hook: Callable[[Any, Any], None], event: Any) -> None:
+    """Log what a hook raised: the call or the run has its outcome already."""
+    name = getattr(hook, "__qualname__", repr(hook))
+    logger.exception("%s: the middleware hook %s raised", event, name)
 
 
 class Chain(MutableSequence[Middleware]):

@@ -15,28 +15,31 @@ class Host(NamedTuple):
     worker: str | None  # None: it can run other jobs beside this one
     service: Service  # its partition 0
     methods: frozenset[str]
-    job: str
     expects_others: Callable[[], bool]  # a supervisor sees to it that there are others beside it
 
 
-_host: ContextVar[Host | None] = ContextVar("redis_bus_host", default=None)
+# The worker that runs a job, and the job's id.
+_here: ContextVar[tuple[Host, str] | None] = ContextVar("redis_bus_host", default=None)
 
 
-def runs_on(host: Host) -> None:
-    """Note for the calls made from here on which worker waits for them."""
-    _host.set(host)
+def runs_on(host: Host, job: str) -> None:
+    """Note for the calls made from here on which worker waits for them, and for which job."""
+    _here.set((host, job))
 
 
 def current_job() -> str | None:
     """The id of the job on whose behalf this code runs."""
-    host = _host.get()
-    return None if host is None else host.job
+    here = _here.get()
+    return None if here is None else here[1]
 
 
 def busy_worker(route: Route) -> str | None:
     """The worker that serves a method and is busy with the job that calls it, if there is one."""
-    host = _host.get()
-    if host is None or route.method not in host.methods or host.service != route.service.at(0):
+    here = _here.get()
+    if here is None:
+        return None
+    host = here[0]
+    if route.method not in host.methods or host.service != route.service.at(0):
         return None
     # Where another is not alive now, its successor comes.
     return None if host.expects_others() else host.worker

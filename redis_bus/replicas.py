@@ -37,6 +37,11 @@ class Replicas:
         self._missed: dict[Post, int] = {}  # where not all is well: so many did not confirm
         self._others: dict[tuple[Post, int], Post | None] = {}
 
+    @property
+    def are_missed(self) -> bool:
+        """Whether too few of them confirm something, somewhere."""
+        return bool(self._missed)
+
     def confirm(self, route: Route) -> Confirm | None:
         """Return how what is written for a method is to be confirmed."""
         return Confirm(route.durable, CONFIRM_SECONDS) if route.durable else None

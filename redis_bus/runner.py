@@ -19,7 +19,7 @@ from .entries import Job
 from .errors import BusError, ProtocolError, SerializationError, WorkerLost
 from .frames import user_frames, user_trace
 from .loop import Loop, LoopHere, LoopThread
-from .middleware import Chain, Hooks, Run
+from .middleware import Chain, Run
 from .registration import Registration
 from .stop_flag import StopNow
 from .target import ShownCall, Target
@@ -120,22 +120,16 @@ class Runner:
         if isinstance(given, bytes):
             return given
         try:
-            target, here = self._served[name].target, os.getpid()
-            around = self._enter(name, job, given, start)
-            with around:
-                try:
-                    self._running = True
-                    value = await self._served[name].function(*given.args, **given.kwargs)
-                except BaseException as error:
-                    forks.end_if_forked(here, name, error)
-                    if loop.was_cancelled and isinstance(error, asyncio.CancelledError):
-                        raise StopNow from None
-                    raise
-                finally:
-                    self._running = False
-                forks.end_if_forked(here, name, None)
-                around.value = value
-                return codec.encode(value, target.serializer, root="result")
+            served, run = self._served[name], self._enter(name, job, given, start)
+            try:
+                value = await self._await(served, given, loop)
+                encoded = codec.encode(value, served.target.serializer, root="result")
+            except BaseException as error:
+                self._failed_between(run, error)
+                raise
+            if run is not None:
+                self._hooks.runs.after(run, value)
+            return encoded
         except StopNow:
             raise
         except BaseException as error:  # noqa: BLE001 - as above
@@ -194,19 +188,28 @@ class Runner:
 
     def _carry_out(self, name: str, job: Job, given: Arguments, start: Start) -> bytes:
         """Run the function between the hooks, in a context of its own; return what it returned."""
-        around = self._enter(name, job, given, start)
-        with around:
-            around.value = value = self._call(name, given)
-            return codec.encode(value, self._served[name].target.serializer, root="result")
+        served, run = self._served[name], self._enter(name, job, given, start)
+        try:
+            value = self._call(name, given)
+            encoded = codec.encode(value, served.target.serializer, root="result")
+        except BaseException as error:
+            self._failed_between(run, error)
+            raise
+        if run is not None:
+            self._hooks.runs.after(run, value)
+        return encoded
 
-    def _enter(self, name: str, job: Job, given: Arguments, start: Start) -> _Around:
-        """Make this the context of a job; return the hooks around what it does."""
+    def _enter(self, name: str, job: Job, given: Arguments, start: Start) -> Run | None:
+        """Make this the context of a job, and call the first hooks; return what they are told of.
+
+        None where there are no hooks.
+        """
         deadline.inherit(start.left)
-        nested.runs_on(start.host)
+        nested.runs_on(start.host, job.id)
         context.came_with(given.headers)
         hooks = self._hooks.runs
-        if not hooks:
-            return _Around(hooks, None)
+        if not hooks.are_any:
+            return None
         run = Run(
             self._served[name].target.route.service.bus,
             name,
@@ -217,18 +220,45 @@ class Runner:
             attempt=job.attempt,
             waited=start.waited,
         )
-        return _Around(hooks, run)
+        hooks.before(run)
+        return run
+
+    def _failed_between(self, run: Run | None, error: BaseException) -> None:
+        """Call the hooks of a run that failed."""
+        if run is None:
+            return
+        if isinstance(error, StopNow):
+            run.was_stopped = True
+            error = WorkerLost(f"{run.method}: its worker was stopped while it ran")
+        self._hooks.runs.failed(run, error)
 
     def _call(self, name: str, given: Arguments) -> Any:
         here = os.getpid()
         try:
             self._running = True
             value = self._served[name].function(*given.args, **given.kwargs)
-            forks.end_if_forked(here, name, None)
+            if os.getpid() != here:
+                forks.end_if_forked(here, name, None)
             if type(value) not in _PLAIN and inspect.isawaitable(value):
                 value = self._loop.run(value, name)
         except BaseException as error:
             forks.end_if_forked(here, name, error)
+            raise
+        finally:
+            self._running = False
+        return value
+
+    async def _await(self, served: _Served, given: Arguments, loop: LoopThread) -> Any:
+        here, name = os.getpid(), served.target.name
+        try:
+            self._running = True
+            value = await served.function(*given.args, **given.kwargs)
+            if os.getpid() != here:
+                forks.end_if_forked(here, name, None)
+        except BaseException as error:
+            forks.end_if_forked(here, name, error)
+            if loop.was_cancelled and isinstance(error, asyncio.CancelledError):
+                raise StopNow from None
             raise
         finally:
             self._running = False
@@ -254,36 +284,6 @@ class Runner:
             self._debugger.examine(frames)
         finally:
             self._debugger = None
-
-
-class _Around:
-    """The hooks around a run; they are told of its ``value``, or of what was raised."""
-
-    __slots__ = ("_hooks", "_run", "value")
-
-    def __init__(self, hooks: Hooks, run: Run | None) -> None:
-        self._hooks, self._run = hooks, run
-        self.value: object = None
-
-    def __enter__(self) -> None:
-        if self._run is not None:
-            self._hooks.before(self._run)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
-    ) -> None:
-        run = self._run
-        if run is None:
-            return
-        if error is None:
-            self._hooks.after(run, self.value)
-        elif isinstance(error, StopNow):
-            run.was_stopped = True
-            self._hooks.failed(
-                run, WorkerLost(f"{run.method}: its worker was stopped while it ran")
-            )
-        else:
-            self._hooks.failed(run, error)
 
 
 def _shown(name: str, given: Arguments | None) -> ShownCall | str:

@@ -41,6 +41,8 @@ class Slot(Asker):
         self._quota = worker.quota
         self._unsent: Command | None = None
         self._broken_links = 0  # in a row, with the same outcome to send
+        self._has_run: Job | None = None  # of which that is not noted yet
+        self._host: nested.Host | None = None
         self._began = 0.0
         self._ahead = 0.0  # s that the server's clock is ahead of ours, at the least
 
@@ -98,12 +100,17 @@ class Slot(Asker):
         self._claims.ask(self)
         self.waiting = client
         try:
-            link.send(pack(finish) + wait_and_take if finish else wait_and_take)
-            if finish and self._accepted(link.read(beyond=DONE_BYTES)):
-                self._unsent = None
-                self._claims.end(self)
-            elif finish:
-                self._deliver()  # on another connection: this one waits already
+            if finish:
+                link.send(pack(finish) + wait_and_take)
+                self._note_run(finish)
+                reply = link.read(beyond=DONE_BYTES)
+                if reply == b"done" or self._accepted(reply):
+                    self._unsent = None
+                    self._claims.end(self)
+                else:
+                    self._deliver()  # on another connection: this one waits already
+            else:
+                link.send(wait_and_take)
             woken, taken = link.read(), link.read()
         finally:
             self.waiting = None
@@ -129,15 +136,16 @@ class Slot(Asker):
 
         Returns whether that is done; else it was given back, as replicas do not know that it began.
         """
+        claims, route = self._claims, claim.route
         self._note_time(claim)
         # First: what runs beside is not to be given back.
-        if self._claims.is_held_beside(self, job):
-            self._claims.end(self)
+        if claims.is_held_beside(self, job):
+            claims.end(self)
             return True
-        self._unsent = self._claims.outcome(job)
+        self._unsent = claims.outcome(job)
         if self._unsent is None:
-            if not self._worker.replicas.hold(self._post, claim.route, job):
-                self._claims.end(self)
+            if route.durable and not self._worker.replicas.hold(self._post, route, job):
+                claims.end(self)
                 return False
             self._execute(claim, job)
         if self._unsent is not None and claim.route.durable:
@@ -145,11 +153,10 @@ class Slot(Asker):
         return True
 
     def _note_time(self, claim: Claim) -> None:
-        self._began = time.perf_counter()
-        self._ahead = claim.now_ms / 1000 - self._began
+        self._ahead = claim.now_ms / 1000 - time.perf_counter()
 
     def _execute(self, claim: Claim, job: Job) -> None:
-        if needs_admission(job, claim.now_ms):
+        if job.key is not None and needs_admission(job, claim.now_ms):
             verdict = self._transport.exchange(self._post.admit(claim.route, job))[0]
             if verdict != b"run":
                 self._claims.end(self)
@@ -168,9 +175,11 @@ class Slot(Asker):
         self._quota.begin(self)
         # Past its deadline it runs for those who joined it, whose own time is not known.
         left = (job.deadline_ms - claim.now_ms) / 1000 if job.deadline_ms else 0.0
-        self._began = time.perf_counter()
         waited = max(0.0, (claim.now_ms - job.enqueued_ms) / 1000)
-        return Start(left if left > 0 else None, waited, self._host(job))
+        if self._host is None:
+            self._host = self._make_host()
+        self._began = time.perf_counter()
+        return Start(left if left > 0 else None, waited, self._host)
 
     def _stopped(self, method: str, error: BaseException) -> bytes:
         """Return the outcome of a job that a worker's end, or an odd exception, cut short."""
@@ -182,24 +191,31 @@ class Slot(Asker):
 
     def _keep_outcome(self, route: Route, job: Job, result: bytes) -> None:
         self._unsent = self._finish(route, job, result)
-        self._claims.ran(job, self._unsent)
+        self._has_run = job
+
+    def _note_run(self, finish: Command) -> None:
+        """Note what tells the outcome of a job; while it is on its way, as that takes a moment."""
+        job, self._has_run = self._has_run, None
+        if job is not None:
+            self._claims.ran(job, finish)
 
     def _is_abandoned(self) -> bool:
         return self.is_abandoned
 
     def _finish(self, route: Route, job: Job, result: bytes) -> Command:
         now = time.perf_counter()
+        is_keyed = job.key is not None
         return self._post.finish(
             route,
             job,
             result,
             spent_us=round((now - self._began) * 1e6),
-            expire_ms=self.runner.expire_ms(route.method),
-            stale_ms=self.runner.stale_ms(route.method),
+            expire_ms=self.runner.expire_ms(route.method) if is_keyed else 0,
+            stale_ms=self.runner.stale_ms(route.method) if is_keyed else 0,
             now_ms=round((now + self._ahead) * 1000),
         )
 
-    def _host(self, job: Job) -> nested.Host:
+    def _make_host(self) -> nested.Host:
         """What a job's own calls are to know of the worker that runs it."""
         worker = self._worker
         is_alone = len(worker.slots) == 1
@@ -207,7 +223,6 @@ class Slot(Asker):
             worker.id if is_alone else None,
             self._post.service.at(0),
             worker.methods,
-            job.id,
             worker.expects_others,
         )
 
@@ -230,6 +245,8 @@ class Slot(Asker):
 
     def _deliver(self) -> None:
         """Send the outcome that was not sent yet; `finish` may be sent twice."""
+        if self._unsent is not None:
+            self._note_run(self._unsent)
         end = time.monotonic() + LEASE_MS / 1000
         for turn in itertools.count():
             unsent, held = self._unsent, self.held

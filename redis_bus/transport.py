@@ -196,8 +196,8 @@ class NodeTransport:
         Raises ConnectionLost where it is lost later. ``asking``: their slot is about to come here.
         """
         replies: list[Any] = []
-        end = time.monotonic() + timeout
-        later = end - timeout + SOON_SECONDS
+        count, began = len(commands), time.monotonic()
+        end, later = began + timeout, began + SOON_SECONDS
         try:
             link = self.checkout(min(timeout, self._connect_seconds))
         except ConnectionLost as error:
@@ -206,15 +206,17 @@ class NodeTransport:
             link.set_timeout(_left(end, timeout))
             link.send(pack_asking(commands) if asking else pack(*commands))
             # Of a call and its wait, the first reply as a rule says only that it is queued.
-            beyond = QUEUED_BYTES if len(commands) == 2 and commands[1][0] in BLOCKING else 0
-            for _ in commands:
+            beyond = QUEUED_BYTES if count == 2 and commands[1][0] in BLOCKING else 0
+            while True:
                 reply = link.read_asked() if asking else link.read(beyond=beyond)
-                beyond = 0
                 if isinstance(reply, redis.ResponseError):
                     # What was sent behind it may block: only a new connection ends that.
                     link.close()
                     return replies, reply
                 replies.append(reply)
+                if len(replies) == count:
+                    break
+                beyond = 0
                 if time.monotonic() > later:
                     link.set_timeout(_left(end, timeout))
             if confirm is not None:

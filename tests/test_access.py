@@ -32,6 +32,7 @@ from redis_bus import (
     WorkerLost,
     as_completed,
     calls,
+    direct,
     slot,
     transport,
     waiting,
@@ -583,7 +584,7 @@ def register(bus: Bus) -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look around soon while waiting, and give up soon what Redis refuses."""
-    for module in (waiting, calls):
+    for module in (waiting, calls, direct):
         monkeypatch.setattr(module, "FIRST_SLICE_SECONDS", 0.01)
     monkeypatch.setattr(waiting, "FIRST_SEARCH_SECONDS", 0.0)
     monkeypatch.setattr(slot, "LEASE_MS", 1)

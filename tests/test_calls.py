@@ -781,7 +781,7 @@ def test_a_call_that_was_sent_before_redis_went_away_says_so(
     face: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What a call says that was never sent would be a lie; what may run twice has no doubt."""
-    for module in (redis_bus.calls, redis_bus.waiting, redis_bus.fan_out):
+    for module in (redis_bus.calls, redis_bus.direct, redis_bus.waiting, redis_bus.fan_out):
         monkeypatch.setattr(module, "FIRST_SLICE_SECONDS", 0.05)
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(EmbeddedRedis())

@@ -4,9 +4,10 @@ import pytest
 import redis
 
 from redis_bus.entries import Job, Mode
-from redis_bus.protocol import ALONE_MS, LEASE_MS
+from redis_bus.protocol import ALONE_MS, LEASE_MS, pack
 from tests.lua.driver import (
     ERROR,
+    ETAG,
     EXPIRE_MS,
     FOREIGN,
     KEEP_MS,
@@ -366,3 +367,19 @@ def test_runs_errors_and_their_time_are_counted(lua: Driver) -> None:
         lua.queued()
         lua.finish(lua.taken(), outcome, spent_us=1000)
     assert lua.stats() == {"queued": 3, "runs": 3, "errors": 1, "run_us": 3000}
+
+
+@pytest.mark.parametrize("mode", [Mode.WAIT, Mode.ASYNC, Mode.RUN])
+@pytest.mark.parametrize("key", [None, b"k"])
+@pytest.mark.parametrize("outcome", [VALUE, b"", b"%s\r\n$1\r\n"])
+def test_what_is_packed_beforehand_is_what_redis_py_would_pack(
+    lua: Driver, mode: Mode, key: bytes | None, outcome: bytes
+) -> None:
+    job, route = lua.new_id(), lua.route()
+    call = route.call(job, b"body %d", mode=mode, budget_ms=1234, key=key, but="worker")
+    taken = Job(job, "m", 1, 1, 0, 1, ETAG, mode, "1", key, b"")
+    finish = lua.post("w", ["m"]).finish(
+        route, taken, outcome, spent_us=7, expire_ms=-1, stale_ms=0
+    )
+    for command in (call, finish):
+        assert pack(command) == pack(tuple(command))
