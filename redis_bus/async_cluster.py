@@ -76,6 +76,10 @@ class AsyncRouted(LoopBound):
         await self._learn(self._map.version)
         return [self._node(node) for node in sorted(self._map.masters())]
 
+    def post(self, command: Command) -> asyncio.Future[list[Any]] | None:
+        node = self._map.node(slot_of_command(command))
+        return self._nodes[node].post(command) if node in self._nodes else None
+
     def forget(self, command: Command) -> None:
         node = self._map.node(slot_of_command(command))
         if node in self._nodes:

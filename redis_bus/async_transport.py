@@ -141,6 +141,13 @@ class AsyncTransport(LoopBound):
         """Return the servers that hold the keys, each to be asked by itself."""
         return [self]
 
+    def post(self, command: Command) -> asyncio.Future[list[Any]] | None:
+        """Send a command at once, where there is a connection for it; else None."""
+        link = self._link
+        if link is None or link.is_stale():
+            return None
+        return link.exchange((command,))
+
     def forget(self, command: Command) -> None:
         """Send a command whose reply nobody needs, and that does no harm when it is sent twice."""
         link = self._link

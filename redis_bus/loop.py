@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import logging
 import math
@@ -31,7 +30,7 @@ CLOSE_SECONDS = 2.0
 LEFT_ALONE = "the event loop of the async functions is blocked: it is left alone"
 
 # For which run this code is: also that of tasks which a function starts.
-_current: ContextVar[_Running | None] = ContextVar("redis_bus_run", default=None)
+_current: ContextVar[Running | None] = ContextVar("redis_bus_run", default=None)
 
 
 class Loop(Protocol):
@@ -52,7 +51,7 @@ class Loop(Protocol):
         """Cancel what runs still, and close the loop, if there was need of one."""
 
 
-class _Running:
+class Running:
     """What runs on a loop for one job."""
 
     def __init__(self, method: str) -> None:
@@ -61,7 +60,7 @@ class _Running:
         self.warned = False
 
 
-class _Run(_Running):
+class _Run(Running):
     """One awaitable, and what came of it."""
 
     def __init__(self, awaitable: Awaitable[Any], method: str) -> None:
@@ -165,9 +164,9 @@ class LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._cancelled = self._ended = False
-        self._runs: set[_Running] = set()
+        self._runs: set[Running] = set()
         # Of each task for which run it is.
-        self._owners: weakref.WeakKeyDictionary[asyncio.Task[Any], _Running] = (
+        self._owners: weakref.WeakKeyDictionary[asyncio.Task[Any], Running] = (
             weakref.WeakKeyDictionary()
         )
         self._turned = True
@@ -206,17 +205,18 @@ class LoopThread:
             assert self._loop is not None
             self._loop.call_soon_threadsafe(work, *args)
 
-    def begin(self, work: Coroutine[Any, Any, None], method: str) -> None:
-        """Begin what a job does, in a context of its own; to be called on the loop.
-
-        What ``work`` raises is lost.
-        """
+    def begin(self, work: Coroutine[Any, Any, None], method: str) -> Running:
+        """Begin what a job does, in a context of its own, until `end`; to be called on the loop."""
         assert self._loop is not None
-        run = _Running(method)
+        run = Running(method)
         self._runs.add(run)
-        contextvars.copy_context().run(self._begin_task, self._loop, run, work)
-        assert run.task is not None
-        run.task.add_done_callback(lambda task: self._runs.discard(run))
+        _current.set(run)  # the task copies this context
+        run.task = asyncio.Task(work, loop=self._loop, name=method)
+        return run
+
+    def end(self, run: Running) -> None:
+        """Note that a job does nothing any more on the loop."""
+        self._runs.discard(run)
 
     @property
     def was_cancelled(self) -> bool:
@@ -269,15 +269,9 @@ class LoopThread:
         return task
 
     def _begin(self, loop: asyncio.AbstractEventLoop, run: _Run) -> None:
-        self._begin_task(loop, run, run.carry_out())
-        assert run.task is not None
-        run.task.add_done_callback(lambda task: self._end(run))
-
-    def _begin_task(
-        self, loop: asyncio.AbstractEventLoop, run: _Running, work: Coroutine[Any, Any, None]
-    ) -> None:
         _current.set(run)
-        run.task = loop.create_task(work, name=run.method)
+        run.task = loop.create_task(run.carry_out(), name=run.method)
+        run.task.add_done_callback(lambda task: self._end(run))
 
     def _end(self, run: _Run) -> None:
         self._runs.discard(run)
@@ -310,7 +304,8 @@ class LoopThread:
 
     def _warn(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         task = asyncio.current_task(loop)
-        run = None if task is None else self._owners.get(task)
+        own = next((run for run in list(self._runs) if run.task is task), None)
+        run = own or (None if task is None else self._owners.get(task))
         if run is None or run.warned:
             return
         run.warned = True

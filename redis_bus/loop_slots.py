@@ -7,7 +7,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import redis
 
@@ -17,7 +18,7 @@ from .entries import Job, parse_job
 from .errors import BusError, ProtocolError
 from .fetcher import LOOK_SECONDS, Fetcher
 from .link import Link
-from .loop import LoopThread
+from .loop import LoopThread, Running
 from .loops import Connections, Loops
 from .protocol import MOST_TAKEN, Claim, Route, needs_admission
 from .runner import Runner
@@ -36,26 +37,63 @@ class LoopSlot(Slot):
         super().__init__(worker, lane, runner, number)
         assert isinstance(worker.loop, LoopThread)
         self._loop = worker.loop
+        # Of the job that it runs now.
+        self._on_loop: Running
+        self._connections: Connections
+        self._rest: Callable[[LoopSlot], None]
 
-    async def work(
+    def begin(
         self, claim: Claim, job: Job, connections: Connections, rest: Callable[[LoopSlot], None]
     ) -> None:
-        """Run a job that was claimed for it, tell its outcome, and ``rest``."""
+        """Run a job that was claimed for it, tell its outcome, and ``rest``; on the loop."""
+        self._connections, self._rest = connections, rest
+        self._on_loop = self._loop.begin(self._work(claim, job), claim.route.method)
+
+    async def _work(self, claim: Claim, job: Job) -> None:
         try:
-            await self._run_here(claim, job, connections)
-            await self._tell(claim.route, connections)
+            await self._run_here(claim, job)
         except (BusError, redis.RedisError, OSError) as error:
             logger.warning("worker %s: job %s: %s", self._worker.id, job.id, error)
             self._let_go()
-        except asyncio.CancelledError:
-            # By its function, which was through: that is no reason to tell nothing. It may be told
-            # already.
-            if not self._loop.was_cancelled:
-                await self._tell(claim.route, connections, again=True)
+        except BaseException:
+            self._rest(self)
+            raise
         finally:
-            rest(self)
+            self._loop.end(self._on_loop)
+        # Nothing is awaited from here on: the function may have cancelled its own task.
+        if self._unsent is None or self.is_abandoned:
+            self._rest(self)
+            return
+        self._note_run(self._unsent)
+        told = None if claim.route.durable else self._connections.post(self._unsent)
+        if told is None:
+            self._tell_with_care(claim.route)
+        else:
+            told.add_done_callback(partial(self._answered, claim.route))
 
-    async def _run_here(self, claim: Claim, job: Job, connections: Connections) -> None:
+    def _answered(self, route: Route, told: asyncio.Future[list[Any]]) -> None:
+        """Take the answer to an outcome, or have it told again where it is none."""
+        lost = told.cancelled() or told.exception() is not None
+        reply = None if lost else told.result()[0]
+        if lost or isinstance(reply, redis.RedisError):
+            self._tell_with_care(route)
+        else:
+            self._told(reply)
+            self._rest(self)
+
+    def _tell_with_care(self, route: Route) -> None:
+        """Have the outcome told in a task of its own: again, or as replicas are to confirm it."""
+
+        async def tell() -> None:
+            try:
+                await self._tell(route)
+            finally:
+                self._loop.end(self._on_loop)
+                self._rest(self)
+
+        self._on_loop = self._loop.begin(tell(), route.method)
+
+    async def _run_here(self, claim: Claim, job: Job) -> None:
         """Run a job; its outcome is left in ``_unsent``. See `Slot._run`."""
         self._note_time(claim)
         if self._claims.is_held_beside(self, job):
@@ -69,7 +107,7 @@ class LoopSlot(Slot):
             self._claims.end(self)
             return
         if job.key is not None and needs_admission(job, claim.now_ms):
-            verdict = (await connections.exchange(self._post.admit(route, job)))[0]
+            verdict = (await self._connections.exchange(self._post.admit(route, job)))[0]
             if verdict != b"run":
                 self._claims.end(self)
                 return
@@ -82,21 +120,19 @@ class LoopSlot(Slot):
             result = self._stopped(route.method, error)
         self._keep_outcome(route, job, result)
 
-    async def _tell(self, route: Route, connections: Connections, *, again: bool = False) -> None:
-        """Send the outcome; what is told in one turn of the loop goes in one write."""
+    async def _tell(self, route: Route) -> None:
         if self._unsent is None or self.is_abandoned:
             return
-        self._note_run(self._unsent)
         if route.durable:
             await _apart(self._deliver)
             return
         try:
-            reply = (await connections.exchange(self._unsent))[0]
+            reply = (await self._connections.exchange(self._unsent))[0]
         except BusError as error:
             logger.debug("worker %s: %s; it is told by itself", self._worker.id, error)
             await _apart(self._tell_alone)
         else:
-            self._told(None if again else reply)
+            self._told(reply)
 
     def _tell_alone(self) -> None:
         """Send the outcome until it is taken, or the worker stops."""
@@ -188,13 +224,13 @@ class LoopFetcher(Fetcher):
     def _start(self, begun: list[tuple[LoopSlot, Claim, Job]]) -> None:
         connections = self._loops.here()
         for slot, claim, job in begun:
-            work = slot.work(claim, job, connections, self._rest)
-            self._loop.begin(work, claim.route.method)
+            slot.begin(claim, job, connections, self._rest)
 
     def _rest(self, slot: LoopSlot) -> None:
         with self._changed:
             self._idle[slot] = None
-            self._changed.notify_all()
+            if len(self._idle) in (1, self._all):
+                self._changed.notify_all()
 
     # -- who is idle --------------------------------------------------------------------------
 

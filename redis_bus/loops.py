@@ -149,6 +149,12 @@ class Connections(Protocol):
     async def masters(self) -> list[AsyncTransport]:
         """Return the servers that hold the keys, each to be asked by itself."""
 
+    def post(self, command: Command) -> asyncio.Future[list[Any]] | None:
+        """Send a command at once, where there is a connection for it; else None.
+
+        The future gets its reply alone, which may be an error, or raises ConnectionLost.
+        """
+
     def forget(self, command: Command) -> None:
         """Send a command whose reply nobody needs, where there is a connection."""
 
