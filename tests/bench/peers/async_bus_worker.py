@@ -1,4 +1,4 @@
-"""Our worker of ``async def`` functions, as it comes: ``-c`` is for functions that wait."""
+"""Our worker of ``async def`` functions: as many at once as there are calls in flight."""
 
 import os
 
@@ -17,4 +17,4 @@ async def cached(a: int, b: int) -> int:
     return a + b
 
 
-bus.serve()
+bus.serve(concurrency=32)
