@@ -2,8 +2,8 @@
 --
 -- KEYS  meta, stats, queue, wake, reply, pending, serving; where it has a cache_key: cache, flight
 -- ARGV  method, etag, job, budget (until nobody waits any more; 0: no deadline), and:
---   mode    'wait': the caller blocks on reply already, so it gets a refusal there too;
---           'call', 'async': it waits once it knows for what; 'run': comes for it within `keep`
+--   mode    'wait': the caller blocks on reply already, so it gets a refusal there too; 'told': on
+--           its inbox; 'call', 'async': once it knows for what; 'run': it comes within `keep`
 --   limit   jobs that may wait; 0: any number
 --   fast    refuse where no worker alive but this one serves ('1': none at all); '0': never
 --   tries   how often the job may run, where workers die of it
@@ -11,7 +11,7 @@
 --   key, body   the cache key and the arguments, as the worker shall get them
 -- Returns {'hit', entry}, {'joined', job}, {'queued', job, now} (and 1 where the key holds bytes
 -- not ours), or {'stale'} (another etag), {'full'}, {'no_workers'}; `now` alone where it is queued
--- in mode 'wait', as no error is so short. Times are in ms. Sent twice, it may enqueue twice.
+-- in mode 'wait' or 'told'. Times are in ms. Sent twice, it may enqueue twice.
 -- include: clock
 -- include: published
 -- include: write_flight
@@ -22,7 +22,6 @@
 local meta, stats, queue, wake, reply, pending, serving, cache, flight = unpack(KEYS)
 local method, etag, job, budget, mode, limit, fast, tries = unpack(ARGV)
 local keep, lease, cap, key, body = unpack(ARGV, 9)
-
 local function refuse(word)
   if mode == 'wait' then
     -- include: reply
@@ -77,4 +76,5 @@ local rest = ' ' .. etag .. ' ' .. mode .. ' ' .. generation .. ' ' .. (flight a
 local line, note = head .. rest .. ' ' .. method .. '\n' .. key .. body, flight and 'k' .. key or ''
 enqueue('RPUSH', queue, wake, pending, job, mode, now .. note, line, life, now, grace)
 count(stats, entry and 'hits' or 'queued', '1')
-return entry and {'hit', entry} or mode == 'wait' and now or {'queued', job, now, foreign}
+local is_alone = mode == 'wait' or mode == 'told'
+return entry and {'hit', entry} or is_alone and now or {'queued', job, now, foreign}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, TypeVar
 
-from .async_link import AsyncLink, Inbox
+from .async_inbox import Inbox
+from .async_link import AsyncLink
 from .async_transport import AsyncTransport, translate
 from .cluster import RoutedTransport
 from .confirm import Confirm
@@ -71,6 +72,10 @@ class AsyncRouted(LoopBound):
                 return await self._node(node).inbox(min(patience.left(), CONNECT_SECONDS))
             except ConnectionLost as error:
                 await self._drive(self._routes.reach(error, node, patience))
+
+    def open_inbox(self, place: str | None = None) -> Inbox | None:
+        node = self._map.node(None if place is None else slot_of(place))
+        return self._nodes[node].open_inbox() if node in self._nodes else None
 
     async def masters(self) -> list[AsyncTransport]:
         await self._learn(self._map.version)

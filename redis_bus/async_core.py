@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import directory
@@ -121,6 +122,9 @@ async def _send(request: Request, transport: Connections) -> list[Any]:
     if request.pause:
         await asyncio.sleep(request.pause)
     transport = request.at or transport
+    if request.inbox is not None:
+        await transport.inbox(request.timeout, request.inbox.base)
+        return []
     if request.wait is not None:
         return await _wait(request, request.wait, transport)
     if not request.commands:
@@ -132,16 +136,22 @@ async def _send(request: Request, transport: Connections) -> list[Any]:
 async def _wait(request: Request, wait: Wait, transport: Connections) -> list[Any]:
     """Send the commands, and wait on the inbox for the outcome."""
     timeout, service, began = request.timeout, wait.service, time.monotonic()
+    commands, found = request.commands, None
     inbox = await transport.inbox(timeout, service.base)
     passed = time.monotonic() - began
     if passed > SOON_SECONDS:  # it had to be made, or Redis is slow: both are within the time
         timeout = max(LEAST_SECONDS, timeout - passed)
-    future = inbox.expect(wait.job)
+    future, is_told = inbox.expect(wait.job), inbox.name.is_in(wait.job)
     try:
-        listen = service.listen(wait.job, inbox.channel)
-        *replies, found = await transport.exchange(*request.commands, listen, timeout=timeout)
-        if wait.only_if is not None and replies[0][0] != wait.only_if:
-            if found is None:
+        if is_told and commands:  # which make the job
+            replies = await transport.exchange(*commands, timeout=timeout)
+        else:
+            look = service.look if is_told else partial(service.listen, inbox=inbox.name.channel)
+            *replies, found = await transport.exchange(*commands, look(wait.job), timeout=timeout)
+        if wait.queued is not None and isinstance(replies[0], int):
+            wait.queued(replies[0])
+        elif wait.only_if is not None and replies[0][0] != wait.only_if:
+            if found is None and not is_told:
                 transport.unlink(service.base, service.inboxes(wait.job))
             return [*replies, None]
         if found is None:

@@ -1,4 +1,4 @@
-"""One connection of asyncio: shared by the commands of all calls, or told of their outcomes."""
+"""One connection of asyncio, shared by the commands of all calls."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ from typing import Any
 import hiredis
 import redis
 
-from .errors import BusError, ConnectionLost
-from .failures import refusal
+from .errors import ConnectionLost
 from .link import PUSHED
 from .protocol import Command, pack
 from .transport import FRESH_SECONDS, READ_SECONDS, NodeTransport
 
-# An inbox is pinged where it was silent for so long; its answer may take as long again.
-INBOX_SECONDS = 2.0
 # Before an answer counts as late it is looked for once more: the loop may have stood still.
 LOOK_AGAIN_SECONDS = 0.05
 # How long it may take to hand the last bytes to Redis when a connection is closed.
@@ -230,77 +227,6 @@ class AsyncLink(asyncio.Protocol):
             return
         self._doubted = left <= 0
         self._watch = self._loop.call_later(max(left, LOOK_AGAIN_SECONDS), self._look)
-
-
-class Inbox(AsyncLink):
-    """A connection that subscribes one channel, on which the outcomes of jobs are told."""
-
-    def __init__(self, connection: Any, base: NodeTransport) -> None:
-        super().__init__(connection, base)
-        self.channel = f"rb:inbox:{os.urandom(9).hex()}"
-        self._expected: dict[bytes, set[asyncio.Future[bytes | None]]] = {}
-        self._listens = False  # until then, lists are plain answers
-
-    async def subscribe(self) -> None:
-        """Listen on the channel. Raises ConnectionLost, BusError."""
-        self._listens = True
-        reply = (await within(self, self.exchange((("SUBSCRIBE", self.channel),)), READ_SECONDS))[0]
-        if isinstance(reply, redis.RedisError):
-            self.close(reply)
-            if not isinstance(reply, redis.ResponseError):
-                raise self._base.lost(reply)
-            raise BusError(f"Redis at {self._base.address} {refusal(reply)}")
-        self.patience = INBOX_SECONDS
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
-
-    def expect(self, job: str) -> asyncio.Future[bytes | None]:
-        """Return the outcome to be; empty where it is to be looked for in its reply list."""
-        future: asyncio.Future[bytes | None] = self._loop.create_future()
-        if self.is_closed:  # since it was asked for: nothing will be told here
-            future.set_result(b"")
-        else:
-            self._expected.setdefault(job.encode(), set()).add(future)
-        return future
-
-    def ignore(self, job: str, future: asyncio.Future[bytes | None]) -> None:
-        """Wait for it no longer."""
-        futures = self._expected.get(job.encode())
-        if futures is not None:
-            futures.discard(future)
-            if not futures:
-                del self._expected[job.encode()]
-
-    def check(self) -> None:
-        """See to it that a dead connection is noticed, where nothing has come for a while."""
-        silent = self._loop.time() - self._heard
-        if not self.is_closed and not self._waiting and silent > INBOX_SECONDS:
-            self.exchange((("PING",),)).add_done_callback(ignore)
-
-    def close(self, error: BaseException | None = None) -> None:
-        """Close it; who waits for an outcome is to look for it."""
-        super().close(error)
-        for futures in self._expected.values():
-            for future in futures:
-                if not future.done():
-                    future.set_result(b"")
-        self._expected.clear()
-
-    def received(self, reply: Any) -> None:
-        if self._listens and isinstance(reply, list):
-            if reply[0] == b"message":
-                self._told(reply[2])
-                return
-            if reply[0] not in (b"subscribe", b"pong"):
-                return
-        self.answered(reply)
-
-    def _told(self, message: bytes) -> None:
-        job, _, outcome = message.partition(b" ")
-        for future in self._expected.pop(job, ()):
-            if not future.done():
-                future.set_result(outcome)
 
 
 async def within(link: AsyncLink, future: asyncio.Future[list[Any]], timeout: float) -> list[Any]:

@@ -17,9 +17,9 @@ from .failures import is_unreachable
 from .fan_out import DEFAULT_WINDOW
 from .loops import BusClosed
 from .middleware import Call
-from .protocol import Route
+from .protocol import Route, Service
 from .result import JobResult
-from .steps import Steps
+from .steps import Request, Steps
 from .target import KEEP, Args, Kwargs, Options, ShownCall, Target, empty_signature
 from .transport import SOON_SECONDS
 
@@ -154,6 +154,16 @@ class AsyncMethod:
         self._target = target
         self.__doc__ = target.descriptor.doc
         self.__signature__ = target.signature
+
+    def told_job(self, service: Service, deadline: Deadline) -> Steps[str | None]:
+        """Return the id of a job that will be told on the inbox; None where that is lost again."""
+        transport = self._core.loops.here()
+        inbox = transport.open_inbox(service.base)
+        if inbox is None:
+            _, timeout = waiting.slice_of(deadline, waiting.FIRST_SLICE_SECONDS)
+            yield Request((), timeout, inbox=service)
+            inbox = transport.open_inbox(service.base)
+        return None if inbox is None else inbox.name.new_job_id()
 
     def refreshed(self) -> Steps[Target]:
         """Ask what is published now, and adopt it. Raises BusError where the method is gone."""

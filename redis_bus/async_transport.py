@@ -12,10 +12,10 @@ import redis
 
 from . import scripts
 from .async_confirm import Confirmer
+from .async_inbox import Inbox, InboxName
 from .async_link import (
     LOOK_AGAIN_SECONDS,
     AsyncLink,
-    Inbox,
     ignore,
     unasked,
     with_asking,
@@ -61,6 +61,7 @@ class AsyncTransport(LoopBound):
         self._connect_seconds = connect_seconds
         self._link: AsyncLink | None = None
         self._inbox: Inbox | None = None
+        self._inbox_name = InboxName()
         self._confirmer = Confirmer(self._open, self._begin, base)
         self._forgotten: deque[Command] = deque(maxlen=MAX_FORGOTTEN)
         self._unlinked: dict[str, list[str]] = {}
@@ -201,10 +202,16 @@ class AsyncTransport(LoopBound):
 
     async def inbox(self, timeout: float, place: str | None = None) -> Inbox:
         """Return the connection on which outcomes are told."""
-        if self._inbox is None or self._inbox.is_closed:
+        inbox = self.open_inbox()
+        if inbox is None:
             lost = self._base.lost_connecting
             return await self.once("inbox", self._connect_inbox, timeout, lost)
-        return self._inbox
+        return inbox
+
+    def open_inbox(self, place: str | None = None) -> Inbox | None:
+        """Return the same, where it is there already."""
+        inbox = self._inbox
+        return None if inbox is None or inbox.is_closed else inbox
 
     @property
     def is_connected(self) -> bool:
@@ -251,7 +258,7 @@ class AsyncTransport(LoopBound):
         return await _persist(self._subscribe)
 
     async def _subscribe(self) -> Inbox:
-        inbox = Inbox(make_connection(self._base), self._base)
+        inbox = Inbox(make_connection(self._base), self._base, self._inbox_name)
         await inbox.connect(READ_SECONDS)
         await self._check_role(self._wanted(inbox))
         try:

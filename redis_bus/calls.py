@@ -28,7 +28,7 @@ from .errors import (
 from .failures import NotNow, is_undone, is_unreachable
 from .middleware import Call
 from .partitions import announce
-from .protocol import Command, Route
+from .protocol import Command, Route, Service
 from .steps import Request, Steps, Wait, Withdrawal, ask
 from .target import Args, Kwargs, Options, ShownCall, Target
 from .waiting import FIRST_SLICE_SECONDS, FlightLostError, Ticket, slice_of, wait
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 # The outcome of a job whose caller went away, which so nobody reads.
 CANCELLED = outcome.encode_error(Cancelled("its caller went away"), trace="")
-_WAIT, _CALL, _ASYNC = Mode.WAIT, Mode.CALL, Mode.ASYNC
+_WAIT, _CALL, _ASYNC, _TOLD = Mode.WAIT, Mode.CALL, Mode.ASYNC, Mode.TOLD
 # How often a call is begun anew: registrations that change, connections that are lost.
 MAX_TRIES = 5
 
@@ -90,6 +90,10 @@ class Source(Protocol):
     @property
     def listens(self) -> bool:
         """Whether outcomes are told on an inbox, and a caller may go away: see `Wait`."""
+        ...
+
+    def told_job(self, service: Service, deadline: Deadline) -> Steps[str | None]:
+        """Return the id of a job that will be told on an inbox; None where there is no inbox."""
         ...
 
     def refreshed(self) -> Steps[Target]:
@@ -327,21 +331,22 @@ def _call_alone(
         job, route, (status, reply) = begun.job, begun.route, begun.answer()
         after = _after_alone(source, target, route, job, status, reply, None, shown, deadline, seen)
         return (yield from after)
-    job, route = new_job_id(), target.route_for(None)
+    route = target.route_for(None)
+    job, mode, withdraw = yield from _new_job(source, route, deadline)
     command = route.call(
         job,
         body,
-        mode=_ASYNC if source.listens or route.durable else _WAIT,
+        mode=mode,
         budget_ms=deadline.left_ms(),
         fail_fast=options.fail_fast,
         but=nested.busy_worker(route),
     )
-    withdraw = _withdraw(source, route, job, None)
     if route.durable:
         status, reply = (yield from _send(route, command, withdraw, shown, deadline)), None
     else:
         seconds, timeout = slice_of(deadline, FIRST_SLICE_SECONDS)
-        slice_ = Wait(route.service, job, seconds, True, b"queued")
+        queued = withdraw.queued if isinstance(withdraw, _Told) else None
+        slice_ = Wait(route.service, job, seconds, True, b"queued", queued)
         request = Request((command,), timeout, False, 0.0, slice_, None, withdraw)
         status, reply = yield request
     after = _after_alone(source, target, route, job, status, reply, withdraw, shown, deadline, seen)
@@ -361,7 +366,7 @@ def _after_alone(
     seen: Call | None,
 ) -> Steps[bytes | None]:
     """What comes after the first write of such a call, and what that was answered."""
-    if isinstance(status, int):  # mode 'wait': when it was queued
+    if isinstance(status, int):  # modes 'wait' and 'told': when it was queued
         status = [b"queued", b"", status]
     note_status(seen, status)
     if status[0] != b"queued":
@@ -376,6 +381,19 @@ def _after_alone(
         return (yield from wait(ticket, deadline, has_waited=not route.durable))
     except FlightLostError:
         return None
+
+
+def _new_job(
+    source: Source, route: Route, deadline: Deadline
+) -> Steps[tuple[str, Mode, Withdrawal | None]]:
+    """Return id, mode and `withdrawal` of the job of a call without a cache key."""
+    if source.listens and not route.durable:
+        told = yield from source.told_job(route.service, deadline)
+        if told is not None:
+            return told, _TOLD, _Told(route, told)
+    job = new_job_id()
+    mode = _ASYNC if source.listens or route.durable else _WAIT
+    return job, mode, _withdraw(source, route, job, None)
 
 
 def _call_keyed(
@@ -450,6 +468,24 @@ def _withdraw(source: Source, route: Route, job: str, flight: bytes | None) -> W
     if source.listens or route.durable:
         return partial(withdrawal, route, job, flight)
     return None
+
+
+class _Told:
+    """The `withdrawal` of a job in mode 'told': it is found by when it was enqueued."""
+
+    __slots__ = ("_enqueued_ms", "_job", "_route")
+
+    def __init__(self, route: Route, job: str) -> None:
+        self._route = route
+        self._job = job
+        self._enqueued_ms = 0
+
+    def queued(self, enqueued_ms: int) -> None:
+        """Hear when that was."""
+        self._enqueued_ms = enqueued_ms
+
+    def __call__(self) -> Command:
+        return self._route.cancel(self._job, None, CANCELLED, 1, self._enqueued_ms)
 
 
 def withdrawal(route: Route, job: str, flight: bytes | None, keep_ms: int = 1) -> Command:

@@ -20,6 +20,7 @@ class Mode(str, Enum):
     WAIT = "wait"  # blocks on the reply list in the same write; the only reader
     CALL = "call"  # of a method with a cache key; others may join it
     ASYNC = "async"  # the same, with a key or without, by a caller that listens and may cancel
+    TOLD = "told"  # is told on the inbox that the job's id names, alone, and may cancel
     RUN = "run"  # comes back for the outcome, any number of times
     REFRESH = "refresh"  # nobody: the value was stale and its caller has been served
 

@@ -17,7 +17,8 @@ from .protocol import Command
 from .transport import READ_SECONDS
 
 if TYPE_CHECKING:
-    from .async_link import AsyncLink, Inbox
+    from .async_inbox import Inbox
+    from .async_link import AsyncLink
     from .async_transport import AsyncTransport
 
 T = TypeVar("T")
@@ -145,6 +146,9 @@ class Connections(Protocol):
 
     async def inbox(self, timeout: float, place: str | None = None) -> Inbox:
         """Return the connection on which the outcomes of a service are told."""
+
+    def open_inbox(self, place: str | None = None) -> Inbox | None:
+        """Return the same, where it is there already."""
 
     async def masters(self) -> list[AsyncTransport]:
         """Return the servers that hold the keys, each to be asked by itself."""

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 from . import calls, dead_letters, direct, fan_out, forks
 from .context import headers
 from .dead_letters import DeadLetter
+from .deadline import Deadline
 from .middleware import Call
+from .protocol import Service
 from .result import AsyncResult
 from .steps import Steps
 from .target import KEEP, Args, Kwargs, Options, Target, empty_signature
@@ -39,6 +41,10 @@ class Method(Generic[P, R]):
         self.__signature__ = empty_signature()
 
     listens = False
+
+    def told_job(self, service: Service, deadline: Deadline) -> Steps[None]:
+        """Return the id of a job that will be told on an inbox: there is none."""
+        yield from ()
 
     @property
     def target(self) -> Target:

@@ -39,7 +39,7 @@ LISTEN_MS = 60_000
 # worker is noticed.
 SLICE_SECONDS = 5.0
 NAME = re.compile(r"[A-Za-z0-9_.-]+\Z")
-JOB_ID = re.compile(r"[A-Za-z0-9_-]+\Z")
+JOB_ID = re.compile(r"[A-Za-z0-9_.-]+\Z")
 METHOD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
 ERROR_TAG = b"e"
 MOVED_TAG = b">"
@@ -123,7 +123,7 @@ def pack_asking(commands: Iterable[Command]) -> bytes:
 def check_job_id(job: str) -> str:
     """Return the id of a job. Raises ValueError where it is not one."""
     if not JOB_ID.match(job):
-        raise ValueError(f"job id {job!r}: use one or more of A-Z a-z 0-9 _ -")
+        raise ValueError(f"job id {job!r}: use one or more of A-Z a-z 0-9 _ . -")
     return job
 
 
@@ -372,13 +372,22 @@ class Route:
         return evalsha("state", keys, job, enqueued_ms)
 
     def cancel(
-        self, job: str, flight: bytes | None, outcome: bytes, keep_ms: int | None = None
+        self,
+        job: str,
+        flight: bytes | None,
+        outcome: bytes,
+        keep_ms: int | None = None,
+        enqueued_ms: int | None = None,
     ) -> Command:
-        """Withdraw a job that nobody has taken; its outcome is kept for the route's time."""
+        """Withdraw a job that nobody has taken; its outcome is kept for the route's time.
+
+        ``enqueued_ms``: when it was, in mode 'told'; 0: unknown, so it is found by its number.
+        """
         service = self.service
         keys: list[bytes | str] = [self.queue, self.wake, self.pending]
         keys += [service.reply(job), service.inboxes(job), *([flight] if flight else [])]
-        return evalsha("cancel", keys, job, outcome, keep_ms or self.keep_ms)
+        noted = [] if enqueued_ms is None else [enqueued_ms]
+        return evalsha("cancel", keys, job, outcome, keep_ms or self.keep_ms, *noted)
 
     def reclaim(self, worker: str, job: str, key: bytes | None, outcome: bytes) -> Command:
         """Give a job away whose worker's lease has ended, or fail it with an outcome."""

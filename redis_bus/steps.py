@@ -25,6 +25,7 @@ class Wait(NamedTuple):
     seconds: float
     alone: bool = False  # nobody else reads the outcome: it can be taken away
     only_if: bytes | None = None  # what the reply to the first command is to begin with
+    queued: Callable[[int], None] | None = None  # is told when it was enqueued, if that is a number
 
 
 # Makes the command that withdraws a job: as a rule it is not needed.
@@ -46,6 +47,7 @@ class Request(NamedTuple):
     # What withdraws the job, where its caller goes away meanwhile without waiting to the end.
     withdraw: Withdrawal | None = None
     confirm: Confirm | None = None  # see `Transport.exchange`; not with ``wait``
+    inbox: Service | None = None  # of which the inbox is to be there; nothing is sent
 
 
 def ask(

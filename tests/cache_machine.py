@@ -131,9 +131,9 @@ class CacheMachine(RuleBasedStateMachine):
     def run(self, place: Place, outdated: bool, lost: bool) -> None:
         self.call_by(place, Mode.RUN, outdated, lost)
 
-    @rule(method=methods, outdated=rarely)
-    def call_alone(self, method: str, outdated: bool) -> None:
-        self.call_by((method, None), Mode.WAIT, outdated, False)
+    @rule(method=methods, outdated=rarely, is_told=st.booleans())
+    def call_alone(self, method: str, outdated: bool, is_told: bool) -> None:
+        self.call_by((method, None), Mode.TOLD if is_told else Mode.WAIT, outdated, False)
 
     def call_by(self, place: Place, mode: Mode, outdated: bool, lost: bool) -> None:
         """Call, or enqueue; ``lost``: the answer does not arrive, whoever asked calls anew."""
@@ -157,6 +157,7 @@ class CacheMachine(RuleBasedStateMachine):
         floor, leader = 0, job
         if key is None:
             self.check(3, status == b"queued", status)
+            job.since_ms = said if isinstance(said, int) else None
             self.enqueue(job, None)
         else:
             floor = self.slots[name, key].floor
@@ -200,7 +201,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.check(3, said == shared, f"{leader} is shared, its flight says {flight!r}")
 
     def enqueue(self, job: Run, slot: Slot | None) -> None:
-        job.noted = job.mode is Mode.RUN
+        job.noted = job.mode in (Mode.RUN, Mode.TOLD)
         self.methods[job.method].queue.append(job)
         self.runs.append(job)
         if slot is not None:
@@ -273,7 +274,9 @@ class CacheMachine(RuleBasedStateMachine):
         found = self.runs if any_job else noted
         run = found[-1 - number % len(found)]
         flight = None if run.key is None else self.route(run.method).flight(run.key)
-        status = self.send(*self.route(run.method).cancel(run.id, flight, CANCELLED))
+        since_ms = run.since_ms if run.mode is Mode.TOLD else None
+        cancel = self.route(run.method).cancel(run.id, flight, CANCELLED, enqueued_ms=since_ms)
+        status = self.send(*cancel)
         if (run.is_dropped or run.lost) and status == b"late":
             run.noted = False
             return  # too late for it, or for whoever cancels it
@@ -508,10 +511,10 @@ class CacheMachine(RuleBasedStateMachine):
             self.put_back(run)
 
     def put_back(self, run: Run) -> None:
-        run.noted = run.mode is Mode.RUN
+        run.noted = run.mode in (Mode.RUN, Mode.TOLD)
         self.methods[run.method].queue.insert(0, run)
         noted = self.send("HGET", self.route(run.method).pending, run.id)
-        wanted = (b"" if run.key is None else b"k" + run.key) if run.noted else None
+        wanted = (b"" if run.key is None else b"k" + run.key) if run.mode is Mode.RUN else None
         noted = noted and noted.lstrip(b"0123456789")  # when it was enqueued
         self.check(12, noted == wanted, f"{run} is put back with the note {noted!r}")
 
@@ -833,7 +836,7 @@ class CacheMachine(RuleBasedStateMachine):
             case "pending":
                 lost = route.pending
                 for run in self.runs:
-                    if run.method == name:
+                    if run.method == name and run.mode is not Mode.TOLD:
                         run.noted = False
             case "running":
                 lost = worker.post.running

@@ -125,7 +125,8 @@ class Run:
     generation: int
     tries: int
     attempt: int = 1
-    noted: bool = False  # it can be cancelled
+    since_ms: int | None = None  # when it was enqueued, if that was answered alone
+    noted: bool = False  # it can be cancelled: by its note, or in mode 'told' without one
     late: bool = False
     joined: bool = False
     cancelled: bool = False

@@ -450,7 +450,7 @@ def test_a_loop_that_stood_still_finds_its_answers_and_keeps_its_connections(
     bus: Bus, url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("redis_bus.async_link.AsyncLink.patience", 0.2)
-    monkeypatch.setattr("redis_bus.async_link.INBOX_SECONDS", 0.2)
+    monkeypatch.setattr("redis_bus.async_inbox.INBOX_SECONDS", 0.2)
     bus.register()(echo)
 
     async def body() -> None:
@@ -859,7 +859,8 @@ def test_closing_tells_those_who_wait_and_the_bus_can_be_used_again(
         far = AsyncBus("test", url=url, client_name=OURS)
         calls = [asyncio.create_task(far.gated(1)), asyncio.create_task(far.keyed(2))]
         await until(gate.entered.is_set)
-        await until(lambda: len(list(client.scan_iter("*inboxes:*"))) == 2)
+        await until(lambda: bus.stats()["gated"]["calls"] == 1)
+        await until(lambda: list(client.scan_iter("*inboxes:*")))  # of the keyed one
         await far.aclose()
         errors = await asyncio.gather(*calls, return_exceptions=True)
         shown = [str(error) for error in errors]

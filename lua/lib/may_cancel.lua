@@ -1,4 +1,4 @@
--- Whether a job of that mode is noted in `pending`, where it may be cancelled until it is taken.
+-- Whether a job of that mode may be cancelled until it is taken, and so may stand in `pending`.
 local function may_cancel(mode)
-  return mode == 'run' or mode == 'async'
+  return mode == 'run' or mode == 'async' or mode == 'told'
 end

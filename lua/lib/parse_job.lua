@@ -7,7 +7,7 @@ local function parse_job(entry)
     entry,
     '^([!-~]+) %d+ %d+ (%d+) %d+ [!-~]+ (%a+) %d+ ([%d-]+) [%w_.-]+\n()'
   )
-  local waits = mode == 'wait' or mode == 'call' or mode == 'async'
+  local waits = mode == 'wait' or mode == 'call' or mode == 'async' or mode == 'told'
   if not waits and mode ~= 'run' and mode ~= 'refresh' then
     return nil
   end

@@ -131,7 +131,7 @@ class Driver:
     ) -> Any:
         """Without a key the caller waits alone, with one it may be joined; or say the mode.
 
-        The answer is that of the other modes where it is the short one of 'wait'.
+        The answer is that of the other modes where it is the short one of 'wait' and 'told'.
         """
         job = job or self.new_id()
         if mode is None:
@@ -221,9 +221,17 @@ class Driver:
     def clear_all(self, method: str = "m") -> Any:
         return self.send(*self.route(method).clear_all())
 
-    def cancel(self, job: str, key: bytes | None = None, method: str = "m") -> Any:
+    def cancel(
+        self,
+        job: str,
+        key: bytes | None = None,
+        method: str = "m",
+        enqueued_ms: int | None = None,
+    ) -> Any:
+        """Say when it was enqueued only for mode 'told'."""
         flight = None if key is None else self.route(method).flight(key)
-        return self.send(*self.route(method).cancel(job, flight, CANCELLED))
+        cancel = self.route(method).cancel(job, flight, CANCELLED, enqueued_ms=enqueued_ms)
+        return self.send(*cancel)
 
     def listen(self, job: str, inbox: str = INBOX) -> Any:
         return self.send(*self.service.listen(job, inbox))

@@ -291,9 +291,25 @@ def test_notes_of_a_queue_that_is_gone_are_forgotten(lua: Driver) -> None:
     job = lua.queued(mode=Mode.RUN, budget_ms=0)
     assert lua.pending() == {job: b""}
     assert lua.ttl(lua.route().pending) == -1
+    lua.client.delete(lua.route().queue)
+    lua.queued(mode=Mode.TOLD)
+    assert lua.pending() == {}
 
 
-@pytest.mark.parametrize("mode", [Mode.WAIT, Mode.CALL])
+def test_who_is_told_on_an_inbox_gets_a_brief_answer_and_refusals_nowhere_else(
+    lua: Driver,
+) -> None:
+    route, before = lua.route(), lua.now_ms()
+    now = lua.send(*route.call("token.1", b"body", mode=Mode.TOLD, budget_ms=0))
+    assert before <= now <= lua.now_ms()
+    job = lua.taken()
+    assert (job.id, job.mode, job.enqueued_ms) == ("token.1", Mode.TOLD, now)
+    for options in ({"etag": "?"}, {"fail_fast": True}):
+        assert lua.call(mode=Mode.TOLD, job="token.2", **options) != [b"queued"]
+    assert lua.reply("token.2") == []
+
+
+@pytest.mark.parametrize("mode", [Mode.WAIT, Mode.CALL, Mode.TOLD])
 def test_what_its_caller_waits_for_is_not_pending(lua: Driver, mode: Mode) -> None:
     lua.queued(mode=mode)
     assert lua.pending() == {}

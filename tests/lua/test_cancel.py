@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -276,10 +277,10 @@ def test_nothing_is_noted_of_a_job_whose_queue_was_lost(lua: Driver) -> None:
 def test_the_note_that_it_is_to_be_passed_over_does_not_stay_for_ever(lua: Driver) -> None:
     job = hidden(lua)
     assert lua.client.hlen(lua.route().pending) == 1
-    lua.client.pexpire(lua.route().pending, 60_000)
+    lua.client.pexpire(lua.route().queue, 60_000)
     lua.cancel(job)
     assert lua.client.hvals(lua.route().pending) == [b"-"]
-    assert 0 < lua.client.pttl(lua.route().pending) <= 60_000
+    assert within(lua.ttl(lua.route().pending), 60_000)
 
 
 def test_one_that_is_deep_in_a_very_long_queue_is_passed_over(lua: Driver) -> None:
@@ -294,3 +295,116 @@ def test_one_that_is_deep_in_a_very_long_queue_is_passed_over(lua: Driver) -> No
     assert lua.cancel(job) == b"cancelled"
     assert lua.length() == 40_003
     assert lua.pending()[job] == b"-"
+
+
+# -- jobs of which nothing is noted ---------------------------------------------------------------
+
+
+def told(lua: Driver, **options: Any) -> tuple[str, int]:
+    """Enqueue a job in mode 'told'; return its id and when that was."""
+    number = lua.new_id().rpartition("-")[2]
+    _, job, now = lua.call(mode=Mode.TOLD, **{"job": f"token.{number}", **options})
+    return job.decode(), now
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("queued", [later, Driver.queued])
+@pytest.mark.parametrize("place", [0, 3, 6])
+def test_told_it_leaves_the_queue_by_when_it_was_enqueued(
+    lua: Driver, place: int, queued: Callable[..., str], is_known: bool
+) -> None:
+    before = [queued(lua) for _ in range(place)]
+    job, now = told(lua)
+    behind = [queued(lua) for _ in range(6 - place)]
+    assert lua.cancel(job, enqueued_ms=now if is_known else 0) == b"cancelled"
+    assert lua.waiting() == before + behind
+    assert lua.pending() == {}
+    assert lua.reply(job) == [CANCELLED]
+    assert lua.cancel(job, enqueued_ms=now) == b"late"
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_told_it_is_found_among_very_many(lua: Driver, is_known: bool) -> None:
+    before = [lua.queued(budget_ms=600_000) for _ in range(1500)]
+    job, now = told(lua)
+    assert lua.cancel(job, enqueued_ms=now if is_known else 0) == b"cancelled"
+    assert lua.waiting() == before
+
+
+def test_told_it_is_found_among_those_of_its_inbox_and_of_others(lua: Driver) -> None:
+    inboxes = ("token", "other", "token-of", "tok")
+    jobs = [f"{inbox}.{number}" for number in range(1, 500) for inbox in inboxes]
+    for job in jobs:
+        told(lua, job=job, budget_ms=600_000)
+    withdrawn = random.Random(1).sample([job for job in jobs if job.startswith("token.")], 200)
+    for job in withdrawn:
+        assert lua.cancel(job, enqueued_ms=0) == b"cancelled"
+    assert lua.waiting() == [job for job in jobs if job not in withdrawn]
+    assert lua.pending() == {}
+
+
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_told_it_is_late_once_it_is_taken_and_nothing_is_noted(lua: Driver, waiting: int) -> None:
+    _, now = told(lua)
+    for _ in range(waiting):
+        lua.queued()
+    job = lua.taken()
+    assert lua.cancel(job.id, enqueued_ms=now) == b"late"
+    assert lua.pending() == {}
+    assert lua.tokens() == waiting
+    assert lua.finish(job) == b"done"
+    assert lua.reply(job.id) == [VALUE]
+
+
+def test_told_one_that_is_not_found_among_very_many_is_passed_over(lua: Driver) -> None:
+    job, _ = told(lua)
+    entry = lua.client.lpop(lua.route().queue)
+    for _ in range(1001):
+        lua.queued()
+    lua.client.rpush(lua.route().queue, entry)
+    lua.client.pexpire(lua.route().queue, 60_000)
+    assert [lua.cancel(job, enqueued_ms=1) for _ in range(2)] == [b"late"] * 2
+    assert lua.pending() == {job: b"-"}
+    assert within(lua.ttl(lua.route().pending), 60_000)
+    lua.client.ltrim(lua.route().queue, -1, -1)
+    assert lua.waiting() == [job]
+    assert lua.take() is None
+    assert lua.pending() == {}
+
+
+def test_told_one_that_is_deep_in_a_very_long_queue_is_passed_over(lua: Driver) -> None:
+    job, now = told(lua)
+    queue = lua.route().queue
+    entry = lua.client.lindex(queue, 0)
+    assert entry is not None
+    for push, when in ((lua.client.lpush, now - 1), (lua.client.rpush, now + 1)):
+        other = entry.replace(job.encode(), b"other").replace(b"%d" % now, b"%d" % when)
+        push(queue, *[other] * 20_001)
+    assert lua.cancel(job, enqueued_ms=now) == b"cancelled"
+    assert (lua.length(), lua.pending()) == (40_003, {job: b"-"})
+    assert lua.cancel(job, enqueued_ms=now) == b"late"
+
+
+def test_told_it_withdraws_where_memory_is_full(lua: Driver) -> None:
+    job, now = told(lua)
+    with lua.memory_full():
+        assert lua.cancel(job, enqueued_ms=now) == b"cancelled"
+    assert (lua.length(), lua.reply(job)) == (0, [CANCELLED])
+
+
+def test_told_a_queue_of_another_type_has_no_job_of_ours(lua: Driver) -> None:
+    job, now = told(lua)
+    lua.client.delete(lua.route().queue)
+    lua.client.set(lua.route().queue, "foreign")
+    assert lua.cancel(job, enqueued_ms=now) == b"late"
+    assert lua.pending() == {}
+
+
+def test_told_a_job_that_was_put_back_is_found_and_leaves_the_queue(lua: Driver) -> None:
+    job, now = told(lua)
+    others = [later(lua) for _ in range(3)]
+    lua.taken()
+    lua.release(job)
+    assert lua.pending() == {}
+    assert lua.cancel(job, enqueued_ms=now) == b"cancelled"
+    assert lua.waiting() == others

@@ -299,3 +299,61 @@ def test_a_user_who_may_not_tell_brings_outcomes_all_the_same(
     finally:
         mute.close()
         client.execute_command("ACL", "DELUSER", "mute")
+
+
+# -- a job that names its inbox -------------------------------------------------------------------
+
+
+@pytest.fixture
+def named(lua: Driver) -> Iterator[tuple[str, Listener]]:
+    """A job of mode 'told' that waits, and the client whose inbox its id names."""
+    listener = Listener(lua, "rb:inbox:to-ken_1")
+    yield lua.queued(mode=Mode.TOLD, job="to-ken_1.17"), listener
+    listener.close()
+
+
+@pytest.mark.parametrize("way", ["finish", "reclaim", "cancel"])
+@pytest.mark.parametrize("others", [True, False])
+def test_the_inbox_that_a_job_names_is_told_and_who_listens_too(
+    lua: Driver,
+    listeners: list[Listener],
+    named: tuple[str, Listener],
+    way: str,
+    others: bool,
+) -> None:
+    job, own = named
+    if others:
+        listen(lua, job)
+    if way == "finish":
+        outcome, done = VALUE, lua.finish(lua.taken())
+    elif way == "reclaim":
+        lua.taken()
+        lua.end_lease()
+        outcome, done = LOST, lua.reclaim(job)
+    else:
+        outcome, done = CANCELLED, lua.cancel(job, enqueued_ms=0)
+    assert done in (b"done", b"lost", b"cancelled")
+    told = [message(job, outcome)]
+    assert own.told() == told
+    assert [listener.told() for listener in listeners] == [told if others else []] * 2
+    assert lua.inboxes(job) == set()
+    assert lua.reply(job) == [outcome]
+
+
+def test_a_long_outcome_is_to_be_looked_for_by_the_named_one(
+    lua: Driver, named: tuple[str, Listener]
+) -> None:
+    job, own = named
+    lua.finish(lua.taken(), b"m" * (LONGEST_TOLD + 1))
+    assert own.told() == [message(job, b"")]
+
+
+def test_a_named_inbox_is_told_nothing_of_a_job_that_is_given_away(
+    lua: Driver, named: tuple[str, Listener]
+) -> None:
+    _, own = named
+    job = lua.taken()
+    lua.release(job.id)
+    assert own.told() == []
+    lua.finish(lua.taken())
+    assert own.told() == [message(job.id, VALUE)]

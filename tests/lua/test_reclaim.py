@@ -193,7 +193,7 @@ def test_the_outcome_of_the_worker_that_was_given_up_is_fenced(
 # -- requeued -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", [Mode.WAIT, Mode.CALL, Mode.ASYNC, Mode.RUN])
+@pytest.mark.parametrize("mode", [*Mode][:-1])
 @pytest.mark.parametrize("key", [None, b"", b"k", b"a\nb\0\xff{} 1 2"])
 def test_it_is_the_same_job_one_attempt_on(lua: Driver, key: bytes | None, mode: Mode) -> None:
     lua.queued(key=key, mode=mode, tries=3, body=b"1 2\n\0%1%d")

@@ -304,7 +304,7 @@ def test_it_claims_where_memory_is_full(three: Driver) -> None:
 # -- what is dropped on the way -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", [Mode.WAIT, Mode.ASYNC, Mode.RUN])
+@pytest.mark.parametrize("mode", [Mode.WAIT, Mode.ASYNC, Mode.TOLD, Mode.RUN])
 def test_a_job_that_nobody_waits_for_any_more_is_dropped(lua: Driver, mode: Mode) -> None:
     lua.late(mode=mode)
     assert lua.take() is None
@@ -331,7 +331,7 @@ def test_a_job_without_a_deadline_is_never_late(lua: Driver) -> None:
     assert lua.taken().id == job
 
 
-@pytest.mark.parametrize("mode", [Mode.ASYNC, Mode.RUN])
+@pytest.mark.parametrize("mode", [Mode.ASYNC, Mode.TOLD, Mode.RUN])
 @pytest.mark.parametrize("key", [None, b"k"])
 def test_a_cancelled_job_that_waits_still_is_passed_over(
     lua: Driver, key: bytes | None, mode: Mode
