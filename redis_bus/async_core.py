@@ -12,6 +12,7 @@ from .async_cluster import open_loops
 from .core import Core
 from .errors import BusError, ConnectionLost
 from .loops import BusClosed, Connections
+from .protocol import Service
 from .registration import Registration
 from .steps import Request, Steps, Wait, Withdrawal
 from .target import Target
@@ -146,8 +147,8 @@ async def _wait(request: Request, wait: Wait, transport: Connections) -> list[An
         if is_told and commands:  # which make the job
             replies = await transport.exchange(*commands, timeout=timeout)
         else:
-            look = service.look if is_told else partial(service.listen, inbox=inbox.name.channel)
-            *replies, found = await transport.exchange(*commands, look(wait.job), timeout=timeout)
+            seek = service.look if is_told else partial(service.listen, inbox=inbox.name.channel)
+            *replies, found = await transport.exchange(*commands, seek(wait.job), timeout=timeout)
         if wait.queued is not None and isinstance(replies[0], int):
             wait.queued(replies[0])
         elif wait.only_if is not None and replies[0][0] != wait.only_if:
@@ -159,7 +160,7 @@ async def _wait(request: Request, wait: Wait, transport: Connections) -> list[An
             if found is None:
                 inbox.check()
         if found == b"":  # it is too long for a message, or one may have been missed
-            found = await _look(wait, transport, timeout)
+            found = await look(service, wait.job, transport, timeout)
         if wait.alone and found is not None:
             transport.unlink(service.base, service.reply(wait.job))
         return [*replies, found]
@@ -167,10 +168,10 @@ async def _wait(request: Request, wait: Wait, transport: Connections) -> list[An
         inbox.ignore(wait.job, future)
 
 
-async def _look(wait: Wait, transport: Connections, timeout: float) -> bytes | None:
+async def look(service: Service, job: str, transport: Connections, timeout: float) -> bytes | None:
     """Look for an outcome in its reply list; None where it is not there, or cannot be had now."""
     try:
-        found: bytes | None = (await transport.ask(wait.service.look(wait.job), timeout=timeout))[0]
+        found: bytes | None = (await transport.ask(service.look(job), timeout=timeout))[0]
     except ConnectionLost:
         # Not an error of what was sent before: that was answered.
         return None

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import itertools
 import os
+from collections import deque
 from typing import Any
 
 import redis
@@ -40,6 +41,40 @@ class InboxName:
         return job.startswith(self._prefix)
 
 
+class _Ends:
+    """Ends waits. Most are for equally long, and end in the order of their begin: by one timer."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waits: deque[tuple[float, asyncio.Future[bytes | None]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, future: asyncio.Future[bytes | None], seconds: float) -> None:
+        waits, end = self._waits, self._loop.time() + seconds
+        while waits and waits[0][1].done():
+            waits.popleft()
+        if waits and end < waits[-1][0]:
+            timer = self._loop.call_at(end, _expire, future)
+            future.add_done_callback(lambda _: timer.cancel())
+            return
+        waits.append((end, future))
+        if self._timer is None:
+            self._timer = self._loop.call_at(end, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        waits, now = self._waits, self._loop.time()
+        while waits and (waits[0][0] <= now or waits[0][1].done()):
+            _expire(waits.popleft()[1])
+        if waits:
+            self._timer = self._loop.call_at(waits[0][0], self._look)
+
+
+def _expire(future: asyncio.Future[bytes | None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 class Inbox(AsyncLink):
     """A connection that subscribes one channel, on which the outcomes of jobs are told."""
 
@@ -47,6 +82,7 @@ class Inbox(AsyncLink):
         super().__init__(connection, base)
         self.name = name
         self._expected: dict[bytes, set[asyncio.Future[bytes | None]]] = {}
+        self._ends = _Ends()
         self._listens = False  # until then, lists are plain answers
 
     async def subscribe(self) -> None:
@@ -72,6 +108,10 @@ class Inbox(AsyncLink):
         else:
             self._expected.setdefault(job.encode(), set()).add(future)
         return future
+
+    def end(self, future: asyncio.Future[bytes | None], seconds: float) -> None:
+        """Have a wait end after so long, with None."""
+        self._ends.add(future, seconds)
 
     def ignore(self, job: str, future: asyncio.Future[bytes | None]) -> None:
         """Wait for it no longer."""

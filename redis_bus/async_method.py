@@ -7,7 +7,7 @@ import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
-from . import async_dead_letters, async_fan_out, calls, forks, outcome, waiting
+from . import async_dead_letters, async_direct, async_fan_out, calls, forks, outcome, waiting
 from .async_dead_letters import AsyncDeadLetter
 from .context import headers
 from .deadline import Deadline
@@ -76,6 +76,8 @@ class AsyncMethod:
             if whole is not None:
                 options = options.changed(timeout=max(0.0, whole - passed))
         try:
+            if seen is None:
+                return await async_direct.call(self._core, self, args, kwargs, options)
             return await self._core.drive(calls.call(self, args, kwargs, options, seen))
         except BusClosed as error:
             shown = ShownCall(self.__name__, args, kwargs)

@@ -48,10 +48,24 @@ class _Hit(NamedTuple):
     entry: bytes
 
 
+# In place of a value: there is none, or none that can be read.
+ODD = object()
+
+
 class Begun:
     """A call that was made already: as what, until when, and what was answered, or raised."""
 
-    __slots__ = ("_answer", "body", "deadline", "job", "key", "route", "target")
+    __slots__ = (
+        "_answer",
+        "body",
+        "deadline",
+        "job",
+        "key",
+        "route",
+        "target",
+        "value",
+        "withdraw",
+    )
 
     def __init__(
         self,
@@ -62,6 +76,8 @@ class Begun:
         job: str,
         deadline: Deadline,
     ) -> None:
+        self.value: object = ODD
+        self.withdraw: Withdrawal | None = None
         self.target = target
         self.route = route
         self.key = key
@@ -328,8 +344,11 @@ def _call_alone(
 ) -> Steps[bytes | None]:
     """A call without a cache key: one write, one wait. None: it is to be made again."""
     if begun is not None:
-        job, route, (status, reply) = begun.job, begun.route, begun.answer()
-        after = _after_alone(source, target, route, job, status, reply, None, shown, deadline, seen)
+        job, route, withdraw = begun.job, begun.route, begun.withdraw
+        status, reply = begun.answer()
+        after = _after_alone(
+            source, target, route, job, status, reply, withdraw, shown, deadline, seen
+        )
         return (yield from after)
     route = target.route_for(None)
     job, mode, withdraw = yield from _new_job(source, route, deadline)
@@ -345,7 +364,7 @@ def _call_alone(
         status, reply = (yield from _send(route, command, withdraw, shown, deadline)), None
     else:
         seconds, timeout = slice_of(deadline, FIRST_SLICE_SECONDS)
-        queued = withdraw.queued if isinstance(withdraw, _Told) else None
+        queued = withdraw.queued if isinstance(withdraw, Told) else None
         slice_ = Wait(route.service, job, seconds, True, b"queued", queued)
         request = Request((command,), timeout, False, 0.0, slice_, None, withdraw)
         status, reply = yield request
@@ -390,7 +409,7 @@ def _new_job(
     if source.listens and not route.durable:
         told = yield from source.told_job(route.service, deadline)
         if told is not None:
-            return told, _TOLD, _Told(route, told)
+            return told, _TOLD, Told(route, told)
     job = new_job_id()
     mode = _ASYNC if source.listens or route.durable else _WAIT
     return job, mode, _withdraw(source, route, job, None)
@@ -409,9 +428,8 @@ def _call_keyed(
 ) -> Steps[bytes | _Hit | None]:
     """A call with a cache key: only a miss waits. None: it is to be made again."""
     route, again = target.route_for(key), target.may_run_twice
-    withdraw: Withdrawal | None = None
     if begun is not None:
-        status, flight = begun.answer()[0], route.flight(key)
+        status, flight, withdraw = begun.answer()[0], route.flight(key), begun.withdraw
     else:
         job, flight = new_job_id(), route.flight(key)
         command = route.call(
@@ -470,14 +488,15 @@ def _withdraw(source: Source, route: Route, job: str, flight: bytes | None) -> W
     return None
 
 
-class _Told:
+class Told:
     """The `withdrawal` of a job in mode 'told': it is found by when it was enqueued."""
 
-    __slots__ = ("_enqueued_ms", "_job", "_route")
+    __slots__ = ("_enqueued_ms", "_route", "job", "service")
 
     def __init__(self, route: Route, job: str) -> None:
         self._route = route
-        self._job = job
+        self.service = route.service
+        self.job = job
         self._enqueued_ms = 0
 
     def queued(self, enqueued_ms: int) -> None:
@@ -485,7 +504,7 @@ class _Told:
         self._enqueued_ms = enqueued_ms
 
     def __call__(self) -> Command:
-        return self._route.cancel(self._job, None, CANCELLED, 1, self._enqueued_ms)
+        return self._route.cancel(self.job, None, CANCELLED, 1, self._enqueued_ms)
 
 
 def withdrawal(route: Route, job: str, flight: bytes | None, keep_ms: int = 1) -> Command:

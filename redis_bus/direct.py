@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import calls, codec, context, nested, outcome
-from .calls import Begun
+from .calls import ODD, Begun
 from .deadline import Deadline
 from .entries import Mode, parse_entry
 from .errors import BusError, ProtocolError, SerializationError
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from .target import Args, Kwargs, Options, Target
 
 _WAIT, _CALL = Mode.WAIT, Mode.CALL
-_ODD = object()
 
 
 def call(
@@ -63,19 +62,19 @@ def call(
     except BusError as error:
         begun.got(error)
     else:
-        value = _ODD if reply is None else _read(reply, target, is_entry=key is not None)
-        if value is not _ODD:
+        value = ODD if reply is None else read(reply, target, is_entry=key is not None)
+        if value is not ODD:
             return value
     return core.drive(calls.call(method, args, kwargs, options, begun=begun))
 
 
-def _read(reply: bytes, target: Target, *, is_entry: bool) -> object:
+def read(reply: bytes, target: Target, *, is_entry: bool) -> object:
     """Return the value of an outcome, or of an entry of the cache.
 
-    _ODD for an error, and for bytes that cannot be read: they are looked at again.
+    ODD for an error, and for bytes that cannot be read: they are looked at again.
     """
     try:
         found = parse_entry(reply) if is_entry else reply
-        return _ODD if outcome.is_error(found) else codec.decode(found, target.serializer)
+        return ODD if outcome.is_error(found) else codec.decode(found, target.serializer)
     except (ProtocolError, SerializationError):
-        return _ODD
+        return ODD

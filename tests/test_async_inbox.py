@@ -129,7 +129,8 @@ def test_where_the_inbox_was_lost_before_the_call_is_sent_it_listens_in_the_same
 
     monkeypatch.setattr(AsyncMethod, "told_job", lost)
     # Else it would listen with the next slice.
-    monkeypatch.setattr("redis_bus.calls.FIRST_SLICE_SECONDS", 100.0)
+    for module in ("calls", "async_direct"):
+        monkeypatch.setattr(f"redis_bus.{module}.FIRST_SLICE_SECONDS", 100.0)
 
     async def body() -> None:
         async with calling(url) as far:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
 import threading
 import time
@@ -15,7 +16,6 @@ import pytest
 import redis
 from hypothesis import given, settings
 
-import redis_bus
 from redis_bus import (
     Bus,
     BusError,
@@ -781,7 +781,8 @@ def test_a_call_that_was_sent_before_redis_went_away_says_so(
     face: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What a call says that was never sent would be a lie; what may run twice has no doubt."""
-    for module in (redis_bus.calls, redis_bus.direct, redis_bus.waiting, redis_bus.fan_out):
+    for name in ("calls", "direct", "async_direct", "waiting", "fan_out"):
+        module = importlib.import_module(f"redis_bus.{name}")
         monkeypatch.setattr(module, "FIRST_SLICE_SECONDS", 0.05)
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(EmbeddedRedis())

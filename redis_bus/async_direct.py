@@ -1,0 +1,168 @@
+"""Direct: a call on an `AsyncBus`, with one thing to await as long as all is well. See `direct`."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import redis
+
+from . import calls, context, nested
+from .async_core import look
+from .async_link import LOOK_AGAIN_SECONDS, ignore, late
+from .calls import ODD, Begun, Told
+from .deadline import Deadline
+from .direct import read
+from .entries import Mode
+from .errors import BusError
+from .loops import BusClosed
+from .protocol import Command
+from .transport import READ_SECONDS
+from .waiting import FIRST_SLICE_SECONDS, slice_of
+
+if TYPE_CHECKING:
+    from .async_core import AsyncCore
+    from .async_method import AsyncMethod
+    from .target import Args, Kwargs, Options
+
+_TOLD, _ASYNC = Mode.TOLD, Mode.ASYNC
+Sent = asyncio.Future[list[Any]]
+
+
+async def call(
+    core: AsyncCore, method: AsyncMethod, args: Args, kwargs: Kwargs, options: Options
+) -> object:
+    """Call a method, which was looked up, and wait for its value. See `calls.call`."""
+    target = method.target
+    deadline = Deadline(options.timeout if options.has_timeout else target.timeout)
+    try:
+        values = target.bind(*args, **kwargs)
+    except TypeError:
+        values = None
+    begun: Begun | None = None
+    if values is not None and deadline.budget != 0.0 and not target.route.durable:
+        key = None if target.key is None else target.key(values)
+        body, route = target.encode(args, kwargs, context.current()), target.route_for(key)
+        call = _Call(core, Begun(target, route, key, body, "", deadline), options)
+        begun = await (call.alone() if key is None else call.keyed(key))
+        if begun is not None and begun.value is not ODD:
+            return begun.value
+    return await core.drive(calls.call(method, args, kwargs, options, begun=begun))
+
+
+class _Call:
+    """The first write of a call. ``begun`` has its value where all is well.
+
+    Where there is no connection nothing is sent, and there is None instead.
+    """
+
+    __slots__ = ("_begun", "_connections", "_core", "_options")
+
+    def __init__(self, core: AsyncCore, begun: Begun, options: Options) -> None:
+        self._core = core
+        self._connections = core.loops.here()
+        self._begun = begun
+        self._options = options
+
+    async def alone(self) -> Begun | None:
+        """Call without a cache key: what is waited for is the outcome alone."""
+        begun, connections = self._begun, self._connections
+        target, service = begun.target, begun.route.service
+        inbox = connections.open_inbox(service.base)
+        if inbox is None:
+            return None
+        begun.job = job = inbox.name.new_job_id()
+        begun.withdraw = told = Told(begun.route, job)
+        command = self._command(_TOLD)
+        sent = connections.post(command)
+        if sent is None:
+            return None
+        future = inbox.expect(job)
+        sent.add_done_callback(partial(_sent, future, told))
+        inbox.end(future, slice_of(begun.deadline, FIRST_SLICE_SECONDS)[0])
+        try:
+            found = await future
+            if found:
+                connections.unlink(service.base, service.reply(job))
+                begun.value = read(found, target, is_entry=False)
+                if begun.value is not ODD:
+                    return begun
+            if found is None:
+                inbox.check()
+            inbox.ignore(job, future)
+            answer = await self._answer(command, sent)
+            if isinstance(answer, list):
+                if found == b"":  # it is too long for a message, or one may have been missed
+                    _, timeout = slice_of(begun.deadline, FIRST_SLICE_SECONDS)
+                    found = await look(service, job, connections, timeout)
+                answer = [answer[0], found]
+        except asyncio.CancelledError:
+            inbox.ignore(job, future)
+            connections.forget(told())
+            raise
+        begun.got(answer)
+        return begun
+
+    async def keyed(self, key: bytes) -> Begun | None:
+        """Call with a cache key: what is waited for is the answer to `call`, maybe a hit."""
+        begun = self._begun
+        begun.job = job = calls.new_job_id()
+        flight = begun.route.flight(key)
+        begun.withdraw = withdraw = partial(calls.withdrawal, begun.route, job, flight)
+        command = self._command(_ASYNC)
+        sent = self._connections.post(command)
+        if sent is None:
+            return None
+        try:
+            answer = await self._answer(command, sent)
+        except asyncio.CancelledError:
+            self._connections.forget(withdraw())
+            raise
+        if isinstance(answer, list) and answer[0][0] == b"hit":
+            begun.value = read(answer[0][1], begun.target, is_entry=True)
+        begun.got(answer)
+        return begun
+
+    def _command(self, mode: Mode) -> Command:
+        begun, options = self._begun, self._options
+        return begun.route.call(
+            begun.job,
+            begun.body,
+            mode=mode,
+            budget_ms=begun.deadline.left_ms(),
+            key=begun.key,
+            fail_fast=options.fail_fast,
+            but=nested.busy_worker(begun.route),
+        )
+
+    async def _answer(self, command: Command, sent: Sent) -> list[Any] | BusError:
+        """Return what was answered, or the error of that; what was not done is sent again."""
+        timeout = slice_of(self._begun.deadline, FIRST_SLICE_SECONDS)[1]
+        try:
+            if timeout < READ_SECONDS:
+                for seconds in (timeout, LOOK_AGAIN_SECONDS):  # the loop may have stood still
+                    if not sent.done():
+                        await asyncio.wait([sent], timeout=seconds)
+                if not sent.done():
+                    sent.add_done_callback(ignore)
+                    return self._core.blocking.transport.lost(late())
+            replies = await sent
+            if isinstance(replies[0], redis.RedisError):
+                return await self._connections.exchange(command, timeout=timeout)
+        except BusClosed:
+            raise
+        except BusError as error:
+            return error
+        return replies
+
+
+def _sent(future: asyncio.Future[bytes | None], told: Told, sent: Sent) -> None:
+    """Note when a job was queued; where it was not, have its caller wait no longer."""
+    if not (sent.cancelled() or sent.exception()):
+        answer = sent.result()[0]
+        if type(answer) is int:
+            told.queued(answer)
+            return
+    if not future.done():
+        future.set_result(None)
