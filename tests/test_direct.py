@@ -70,7 +70,7 @@ def test_what_the_function_raises_is_raised(
 ) -> None:
     # No coroutine can raise that.
     raised = RuntimeError if kind is StopIteration and "Async" in request.node.name else kind
-    with serving(service), pytest.raises(raised, match="it failed|raised StopIteration"):
+    with serving(service), pytest.raises(raised, match=r"it failed|raised StopIteration"):
         warm.fail(kind.__name__)
 
 
