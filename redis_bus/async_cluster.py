@@ -6,7 +6,7 @@ import asyncio
 from typing import Any, TypeVar
 
 from .async_inbox import Inbox
-from .async_link import AsyncLink
+from .async_link import AsyncLink, Receiver
 from .async_transport import AsyncTransport, translate
 from .cluster import RoutedTransport
 from .confirm import Confirm
@@ -81,9 +81,9 @@ class AsyncRouted(LoopBound):
         await self._learn(self._map.version)
         return [self._node(node) for node in sorted(self._map.masters())]
 
-    def post(self, command: Command) -> asyncio.Future[list[Any]] | None:
+    def post(self, command: Command, receiver: Receiver) -> bool:
         node = self._map.node(slot_of_command(command))
-        return self._nodes[node].post(command) if node in self._nodes else None
+        return node in self._nodes and self._nodes[node].post(command, receiver)
 
     def forget(self, command: Command) -> None:
         node = self._map.node(slot_of_command(command))

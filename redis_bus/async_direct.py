@@ -17,7 +17,7 @@ from .direct import read
 from .entries import Mode
 from .errors import BusError
 from .loops import BusClosed
-from .protocol import Command
+from .protocol import Command, Route
 from .transport import READ_SECONDS
 from .waiting import FIRST_SLICE_SECONDS, slice_of
 
@@ -73,13 +73,12 @@ class _Call:
         if inbox is None:
             return None
         begun.job = job = inbox.name.new_job_id()
-        begun.withdraw = told = Told(begun.route, job)
-        command = self._command(_TOLD)
-        sent = connections.post(command)
-        if sent is None:
-            return None
         future = inbox.expect(job)
-        sent.add_done_callback(partial(_sent, future, told))
+        begun.withdraw = told = _Told(begun.route, job, future)
+        command = self._command(_TOLD)
+        if not connections.post(command, told):
+            inbox.ignore(job, future)
+            return None
         inbox.end(future, slice_of(begun.deadline, FIRST_SLICE_SECONDS)[0])
         try:
             found = await future
@@ -91,7 +90,7 @@ class _Call:
             if found is None:
                 inbox.check()
             inbox.ignore(job, future)
-            answer = await self._answer(command, sent)
+            answer = await self._answer(command, told.answered())
             if isinstance(answer, list):
                 if found == b"":  # it is too long for a message, or one may have been missed
                     _, timeout = slice_of(begun.deadline, FIRST_SLICE_SECONDS)
@@ -111,8 +110,8 @@ class _Call:
         flight = begun.route.flight(key)
         begun.withdraw = withdraw = partial(calls.withdrawal, begun.route, job, flight)
         command = self._command(_ASYNC)
-        sent = self._connections.post(command)
-        if sent is None:
+        sent: Sent = asyncio.get_running_loop().create_future()
+        if not self._connections.post(command, sent):
             return None
         try:
             answer = await self._answer(command, sent)
@@ -157,12 +156,42 @@ class _Call:
         return replies
 
 
-def _sent(future: asyncio.Future[bytes | None], told: Told, sent: Sent) -> None:
-    """Note when a job was queued; where it was not, have its caller wait no longer."""
-    if not (sent.cancelled() or sent.exception()):
-        answer = sent.result()[0]
-        if type(answer) is int:
-            told.queued(answer)
-            return
-    if not future.done():
-        future.set_result(None)
+class _Told(Told):
+    """The same, which gets the answer to the call, too; ``outcome`` is what its caller awaits."""
+
+    __slots__ = ("_answer", "_awaited", "_outcome")
+
+    def __init__(self, route: Route, job: str, outcome: asyncio.Future[bytes | None]) -> None:
+        super().__init__(route, job)
+        self._outcome = outcome
+        self._answer: list[Any] | BaseException | None = None
+        self._awaited: Sent | None = None
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, replies: list[Any], /) -> None:
+        """Note when the job was queued; where it was not, have its caller wait no longer."""
+        self._answer = replies
+        if type(replies[0]) is int:
+            self.queued(replies[0])
+        elif not self._outcome.done():
+            self._outcome.set_result(None)
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_result(replies)
+
+    def set_exception(self, error: BaseException, /) -> None:
+        self._answer = error
+        if not self._outcome.done():
+            self._outcome.set_result(None)
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_exception(error)
+
+    def answered(self) -> Sent:
+        """Return the answer, to be awaited; for callers who have to look at it."""
+        self._awaited = asyncio.get_running_loop().create_future()
+        if isinstance(self._answer, BaseException):
+            self._awaited.set_exception(self._answer)
+        elif self._answer is not None:
+            self._awaited.set_result(self._answer)
+        return self._awaited

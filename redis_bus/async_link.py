@@ -9,7 +9,7 @@ import select
 import ssl
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import hiredis
 import redis
@@ -33,12 +33,25 @@ CLOSED = "Redis closed it"
 HANG_UPS = (ConnectionResetError, BrokenPipeError)
 
 
+class Receiver(Protocol):
+    """What gets the replies to commands: a future, or what is quicker as nobody awaits it."""
+
+    def done(self) -> bool:
+        """Whether it wants none any more."""
+
+    def set_result(self, replies: list[Any], /) -> None:
+        """Take the replies, errors among them as values. It must not raise, and not wait."""
+
+    def set_exception(self, error: BaseException, /) -> None:
+        """Take ConnectionLost instead."""
+
+
 class Exchange:
-    """Commands on their way: as many replies as they are make the future's result."""
+    """Commands on their way: as many replies as they are make the receiver's result."""
 
     __slots__ = ("count", "future", "replies", "since")
 
-    def __init__(self, count: int, future: asyncio.Future[list[Any]], since: float) -> None:
+    def __init__(self, count: int, future: Receiver, since: float) -> None:
         self.count = count
         self.future = future
         self.since = since
@@ -109,11 +122,16 @@ class AsyncLink(asyncio.Protocol):
     def exchange(self, commands: tuple[Command, ...]) -> asyncio.Future[list[Any]]:
         """Send commands; the future gets their replies, errors among them as values."""
         future: asyncio.Future[list[Any]] = self._loop.create_future()
+        self.post(commands, future)
+        return future
+
+    def post(self, commands: tuple[Command, ...], receiver: Receiver) -> None:
+        """Send commands; the receiver gets their replies."""
         if self.is_closed:
-            future.set_exception(self._base.lost(redis.ConnectionError("it is closed")))
-            return future
+            receiver.set_exception(self._base.lost(redis.ConnectionError("it is closed")))
+            return
         data = pack(*commands)
-        self._waiting.append(Exchange(len(commands), future, self._loop.time()))
+        self._waiting.append(Exchange(len(commands), receiver, self._loop.time()))
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(data)
@@ -121,7 +139,6 @@ class AsyncLink(asyncio.Protocol):
             self._flush()  # so that Redis and who is told by it need not wait for this process
         if self._watch is None:
             self._watch = self._loop.call_later(self.patience, self._look)
-        return future
 
     def is_stale(self) -> bool:
         """Whether it was idle, and the other side has closed it meanwhile.

@@ -16,6 +16,7 @@ from .async_inbox import Inbox, InboxName
 from .async_link import (
     LOOK_AGAIN_SECONDS,
     AsyncLink,
+    Receiver,
     ignore,
     unasked,
     with_asking,
@@ -142,12 +143,13 @@ class AsyncTransport(LoopBound):
         """Return the servers that hold the keys, each to be asked by itself."""
         return [self]
 
-    def post(self, command: Command) -> asyncio.Future[list[Any]] | None:
-        """Send a command at once, where there is a connection for it; else None."""
+    def post(self, command: Command, receiver: Receiver) -> bool:
+        """Send a command at once, where there is a connection; return whether it was sent."""
         link = self._link
         if link is None or link.is_stale():
-            return None
-        return link.exchange((command,))
+            return False
+        link.post((command,), receiver)
+        return True
 
     def forget(self, command: Command) -> None:
         """Send a command whose reply nobody needs, and that does no harm when it is sent twice."""

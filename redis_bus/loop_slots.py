@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -50,75 +49,83 @@ class LoopSlot(Slot):
         self._on_loop = self._loop.begin(self._work(claim, job), claim.route.method)
 
     async def _work(self, claim: Claim, job: Job) -> None:
+        route, claims = claim.route, self._claims
         try:
-            await self._run_here(claim, job)
+            self._note_time(claim)
+            if claims.is_held_beside(self, job):
+                claims.end(self)
+                return
+            self._unsent = claims.outcome(job)
+            is_plain = job.key is None and not route.durable
+            if self._unsent is None and (is_plain or await self._is_admitted(claim, job)):
+                start = self._start(claim, job)
+                try:
+                    result = await self.runner.run_on_loop(route.method, job, start, self._loop)
+                except BaseException as error:  # noqa: BLE001 - functions' own may misbehave
+                    result = self._stopped(route.method, error)
+                self._keep_outcome(route, job, result)
         except (BusError, redis.RedisError, OSError) as error:
             logger.warning("worker %s: job %s: %s", self._worker.id, job.id, error)
             self._let_go()
-        except BaseException:
-            self._rest(self)
-            raise
         finally:
             self._loop.end(self._on_loop)
-        # Nothing is awaited from here on: the function may have cancelled its own task.
+            # Nothing is awaited here: the function may have cancelled its own task.
+            self._begin_to_tell()
+
+    def _begin_to_tell(self) -> None:
         if self._unsent is None or self.is_abandoned:
             self._rest(self)
             return
         self._note_run(self._unsent)
-        told = None if claim.route.durable else self._connections.post(self._unsent)
-        if told is None:
-            self._tell_with_care(claim.route)
-        else:
-            told.add_done_callback(partial(self._answered, claim.route))
+        held = self.held
+        is_durable = held is None or held[0].durable
+        if is_durable or not self._connections.post(self._unsent, self):
+            self._tell_with_care()
 
-    def _answered(self, route: Route, told: asyncio.Future[list[Any]]) -> None:
-        """Take the answer to an outcome, or have it told again where it is none."""
-        lost = told.cancelled() or told.exception() is not None
-        reply = None if lost else told.result()[0]
-        if lost or isinstance(reply, redis.RedisError):
-            self._tell_with_care(route)
+    def done(self) -> bool:
+        """See `Receiver`: it is what gets the answer to its outcome."""
+        return False
+
+    def set_result(self, replies: list[Any], /) -> None:
+        """Take the answer to the outcome; have it told again where it is an error."""
+        if isinstance(replies[0], redis.RedisError):
+            self._tell_with_care()
         else:
-            self._told(reply)
+            self._told(replies[0])
             self._rest(self)
 
-    def _tell_with_care(self, route: Route) -> None:
+    def set_exception(self, error: BaseException, /) -> None:
+        """Have the outcome told again."""
+        self._tell_with_care()
+
+    def _tell_with_care(self) -> None:
         """Have the outcome told in a task of its own: again, or as replicas are to confirm it."""
+        held = self.held
+        if held is None or self.is_abandoned:
+            self._rest(self)
+            return
 
         async def tell() -> None:
             try:
-                await self._tell(route)
+                await self._tell(held[0])
             finally:
                 self._loop.end(self._on_loop)
                 self._rest(self)
 
-        self._on_loop = self._loop.begin(tell(), route.method)
+        self._on_loop = self._loop.begin(tell(), held[0].method)
 
-    async def _run_here(self, claim: Claim, job: Job) -> None:
-        """Run a job; its outcome is left in ``_unsent``. See `Slot._run`."""
-        self._note_time(claim)
-        if self._claims.is_held_beside(self, job):
-            self._claims.end(self)
-            return
-        self._unsent = self._claims.outcome(job)
-        if self._unsent is not None:
-            return
+    async def _is_admitted(self, claim: Claim, job: Job) -> bool:
+        """Whether a job may run, for its replicas and its cache key; if not, it is let go."""
         route, hold = claim.route, self._worker.replicas.hold
         if route.durable and not await _apart(lambda: hold(self._post, route, job)):
             self._claims.end(self)
-            return
+            return False
         if job.key is not None and needs_admission(job, claim.now_ms):
             verdict = (await self._connections.exchange(self._post.admit(route, job)))[0]
             if verdict != b"run":
                 self._claims.end(self)
-                return
-        if self.is_abandoned:
-            return
-        start = self._start(claim, job)
-        try:
-            result = await self.runner.run_on_loop(route.method, job, start, self._loop)
-        except BaseException as error:  # noqa: BLE001 - a function's own exceptions may misbehave
-            result = self._stopped(route.method, error)
-        self._keep_outcome(route, job, result)
+                return False
+        return not self.is_abandoned
 
     async def _tell(self, route: Route) -> None:
         if self._unsent is None or self.is_abandoned:
@@ -167,10 +174,12 @@ class LoopFetcher(Fetcher):
         self._all = len(slots)
         self._idle = dict.fromkeys(slots)
         self._changed = threading.Condition()
+        self._is_waiting = False  # for a slot to be idle
 
     def serve(self) -> None:
         """Fetch jobs until the worker stops, and wait for those that run."""
         super().serve()
+        self._is_waiting = True
         with self._changed:
             while len(self._idle) < self._all and not self._worker.was_told_twice:
                 self._changed.wait(LOOK_SECONDS)
@@ -210,9 +219,8 @@ class LoopFetcher(Fetcher):
                 self._claims.release(claim.route, job.id)
             jobs = []
         begun = [(slot, claim, job) for slot, (claim, job) in zip(idle, jobs, strict=False)]
-        with self._changed:
-            for slot, _, _ in begun:
-                del self._idle[slot]
+        for slot, _, _ in begun:
+            del self._idle[slot]
         self._claims.begin_all([(slot, claim.route, job) for slot, claim, job in begun], self)
         if begun:
             self._loop.post(self._start, begun)
@@ -227,9 +235,9 @@ class LoopFetcher(Fetcher):
             slot.begin(claim, job, connections, self._rest)
 
     def _rest(self, slot: LoopSlot) -> None:
-        with self._changed:
-            self._idle[slot] = None
-            if len(self._idle) in (1, self._all):
+        self._idle[slot] = None
+        if self._is_waiting:
+            with self._changed:
                 self._changed.notify_all()
 
     # -- who is idle --------------------------------------------------------------------------
@@ -238,18 +246,21 @@ class LoopFetcher(Fetcher):
         """Return the idle slots that may run a job, once there are any; none where it is to end."""
         began = time.monotonic()
         with self._changed:
-            while not (idle := [slot for slot in self._idle if self._quota.admits(slot)]):
+            self._is_waiting = True  # before it looks, as who rests looks whether it waits
+            while not (idle := self._admitted()):
                 if self._stopping.is_set() or self._is_spent():
-                    return []
+                    break
                 self._changed.wait(LOOK_SECONDS)
+            self._is_waiting = False
         self._check(link, began)
         return idle
 
+    def _admitted(self) -> list[LoopSlot]:
+        return [slot for slot in list(self._idle) if self._quota.admits(slot)]
+
     def _is_spent(self) -> bool:
         """Whether no slot may run a job any more."""
-        with self._changed:
-            admitted = any(self._quota.admits(slot) for slot in self._idle)
-            return len(self._idle) == self._all and not admitted
+        return len(self._idle) == self._all and not self._admitted()
 
 
 def _job_of(claim: Claim) -> Job | None:

@@ -18,7 +18,7 @@ from .transport import READ_SECONDS
 
 if TYPE_CHECKING:
     from .async_inbox import Inbox
-    from .async_link import AsyncLink
+    from .async_link import AsyncLink, Receiver
     from .async_transport import AsyncTransport
 
 T = TypeVar("T")
@@ -153,10 +153,10 @@ class Connections(Protocol):
     async def masters(self) -> list[AsyncTransport]:
         """Return the servers that hold the keys, each to be asked by itself."""
 
-    def post(self, command: Command) -> asyncio.Future[list[Any]] | None:
-        """Send a command at once, where there is a connection for it; else None.
+    def post(self, command: Command, receiver: Receiver) -> bool:
+        """Send a command at once, where there is a connection for it; return whether it was sent.
 
-        The future gets its reply alone, which may be an error, or raises ConnectionLost.
+        The receiver gets its reply alone, which may be an error, or ConnectionLost.
         """
 
     def forget(self, command: Command) -> None:

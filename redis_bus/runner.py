@@ -121,8 +121,20 @@ class Runner:
             return given
         try:
             served, run = self._served[name], self._enter(name, job, given, start)
+            here = os.getpid()
             try:
-                value = await self._await(served, given, loop)
+                self._running = True
+                try:
+                    value = await served.function(*given.args, **given.kwargs)
+                    if os.getpid() != here:
+                        forks.end_if_forked(here, name, None)
+                except BaseException as error:
+                    forks.end_if_forked(here, name, error)
+                    if loop.was_cancelled and isinstance(error, asyncio.CancelledError):
+                        raise StopNow from None
+                    raise
+                finally:
+                    self._running = False
                 encoded = codec.encode(value, served.target.serializer, root="result")
             except BaseException as error:
                 self._failed_between(run, error)
@@ -243,22 +255,6 @@ class Runner:
                 value = self._loop.run(value, name)
         except BaseException as error:
             forks.end_if_forked(here, name, error)
-            raise
-        finally:
-            self._running = False
-        return value
-
-    async def _await(self, served: _Served, given: Arguments, loop: LoopThread) -> Any:
-        here, name = os.getpid(), served.target.name
-        try:
-            self._running = True
-            value = await served.function(*given.args, **given.kwargs)
-            if os.getpid() != here:
-                forks.end_if_forked(here, name, None)
-        except BaseException as error:
-            forks.end_if_forked(here, name, error)
-            if loop.was_cancelled and isinstance(error, asyncio.CancelledError):
-                raise StopNow from None
             raise
         finally:
             self._running = False
