@@ -171,6 +171,11 @@ class Claims:
             finally:
                 self._looking.release()
 
+    @property
+    def are_doubted(self) -> bool:
+        """Whether there are claims that nobody knows of, which are to be settled."""
+        return bool(self._doubts)
+
     def settle(self) -> None:
         """Give back what is lost of the claims in doubt; for a slot that has had its answer."""
         if self._doubts:

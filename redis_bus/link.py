@@ -152,6 +152,37 @@ class Link:
             elif push or type(reply) is not PUSHED:
                 return reply
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a loop can read it: not where TLS is in between."""
+        return self._is_plain
+
+    def fileno(self) -> int:
+        """The number of its socket; it may be closed already, which is -1."""
+        return -1 if self._socket is None else self._socket.fileno()
+
+    def read_ready(self) -> list[object]:
+        """Return the replies that have come, without waiting for any. Raises as `read` does."""
+        sock = self._open()
+        if self._least > 1:
+            self._set_least(sock, 1)
+        try:
+            count = sock.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return []
+        except OSError as error:
+            raise redis.ConnectionError(f"Error while reading from socket: {error}") from error
+        if count == 0:
+            raise redis.ConnectionError(CLOSED)
+        self._reader.feed(self._buffer, 0, count)  # type: ignore[arg-type]
+        replies: list[object] = []
+        while (reply := self._reader.gets(False)) is not _NOT_YET:
+            if isinstance(reply, redis.RedisError) and not isinstance(reply, redis.ResponseError):
+                raise reply
+            if type(reply) is not PUSHED:
+                replies.append(reply)
+        return replies
+
     def read_asked(self) -> object:
         """Return the reply to a command that ASKING was sent before."""
         asked = self.read()

@@ -219,6 +219,12 @@ class LoopThread:
         self._runs.discard(run)
 
     @property
+    def here(self) -> asyncio.AbstractEventLoop:
+        """The loop itself; for what runs on it."""
+        assert self._loop is not None
+        return self._loop
+
+    @property
     def was_cancelled(self) -> bool:
         """Whether `cancel` was called."""
         return self._cancelled

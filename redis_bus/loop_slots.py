@@ -20,6 +20,7 @@ from .link import Link
 from .loop import LoopThread, Running
 from .loops import Connections, Loops
 from .protocol import MOST_TAKEN, Claim, Route, needs_admission
+from .pump import Leave, Pump
 from .runner import Runner
 from .slot import Slot
 
@@ -175,6 +176,11 @@ class LoopFetcher(Fetcher):
         self._idle = dict.fromkeys(slots)
         self._changed = threading.Condition()
         self._is_waiting = False  # for a slot to be idle
+        self._pump = Pump(self._loop, self, lambda: worker.was_told_twice)
+        self._served = self._post
+        self._client: int | None = None
+        # What was asked for last: of which routes, how many jobs, for which slots.
+        self._asked: tuple[list[Route], int, list[LoopSlot]]
 
     def serve(self) -> None:
         """Fetch jobs until the worker stops, and wait for those that run."""
@@ -186,6 +192,7 @@ class LoopFetcher(Fetcher):
 
     def wake(self) -> None:
         """Have it look whether the worker is to stop."""
+        self._pump.look()
         with self._changed:
             self._changed.notify_all()
 
@@ -195,20 +202,33 @@ class LoopFetcher(Fetcher):
     def _step(self, link: Link, client: int | None) -> None:
         """Wait for jobs and claim as many as can be run, in one write; and begin them."""
         self._claims.settle()
-        idle = self._wait_for_room(link)
-        if not idle:
-            return
-        limit = min(len(idle), MOST_TAKEN)
-        order, wait_and_take = self._next_turn(limit)
-        self._claims.ask(self)
-        self.waiting = client
+        self._served = self._worker.replicas.wait(self._post)
+        self._client = client
         try:
-            link.send(wait_and_take)
-            woken, taken = link.read(), link.read()
+            replies = self._pump.run(link) if link.is_plain else self._converse(link)
         finally:
             self.waiting = None
-        claims = self._post.parse_taken(self._checked(woken, taken, order, limit), order)
-        self._begin(claims, idle)
+        if replies is not None:
+            order, limit, idle = self._asked
+            taken = self._checked(replies[0], replies[1], order, limit)
+            self._begin(self._post.parse_taken(taken, order), idle)
+        elif self._worker.was_told_twice:
+            # The loop may stand still, and jobs be on their way to it.
+            link.cut()
+            self._claims.answered(self)
+            self._claims.give_back_strangers()
+
+    def _converse(self, link: Link) -> list[object] | None:
+        """Wait and take in this thread, where the loop cannot read the connection."""
+        self._wait_for_room(link)
+        try:
+            data = self.ask()
+        except Leave:
+            return None
+        if data is None:
+            return None
+        link.send(data)
+        return [link.read(), link.read()]
 
     def _begin(self, claims: list[Claim], idle: list[LoopSlot]) -> None:
         """Give jobs that were claimed to idle slots."""
@@ -219,15 +239,58 @@ class LoopFetcher(Fetcher):
                 self._claims.release(claim.route, job.id)
             jobs = []
         begun = [(slot, claim, job) for slot, (claim, job) in zip(idle, jobs, strict=False)]
-        for slot, _, _ in begun:
-            del self._idle[slot]
-        self._claims.begin_all([(slot, claim.route, job) for slot, claim, job in begun], self)
+        self._note(begun)
         if begun:
             self._loop.post(self._start, begun)
         for claim in [claim for claim, job in found if job is None]:
             self._read_job(claim)  # which says why it is none, and puts it away
 
+    def _note(self, begun: list[tuple[LoopSlot, Claim, Job]]) -> None:
+        for slot, _, _ in begun:
+            del self._idle[slot]
+        self._claims.begin_all([(slot, claim.route, job) for slot, claim, job in begun], self)
+
     # -- on the loop --------------------------------------------------------------------------
+
+    def ask(self) -> bytes | None:
+        """See `Turn`."""
+        replicas, link = self._worker.replicas, self._link
+        if (
+            not self._goes_on()
+            or self._claims.are_doubted
+            or (replicas.are_missed and replicas.served(self._post) is not self._served)
+            or (self._served is not self._post and not replicas.are_missed)
+            or (link is not None and self._transport.is_astray(link))
+        ):
+            raise Leave
+        idle = self._admitted()
+        if not idle:
+            return None
+        limit = min(len(idle), MOST_TAKEN)
+        order, data = self._turn(self._served, limit)
+        self._asked = order, limit, idle
+        self._claims.ask(self)
+        self.waiting = self._client
+        return data
+
+    def take(self, woken: object, taken: object) -> bool:
+        """See `Turn`."""
+        self.waiting = None
+        errors = redis.ResponseError
+        if self._stopping.is_set() or isinstance(woken, errors) or isinstance(taken, errors):
+            return False
+        order, _, idle = self._asked
+        claims = self._post.parse_taken(taken, order)
+        begun = []
+        for slot, claim in zip(idle, claims, strict=False):
+            job = _job_of(claim)
+            if job is None:
+                return False
+            begun.append((slot, claim, job))
+        self._note(begun)
+        if begun:
+            self._start(begun)
+        return True
 
     def _start(self, begun: list[tuple[LoopSlot, Claim, Job]]) -> None:
         connections = self._loops.here()
@@ -236,24 +299,24 @@ class LoopFetcher(Fetcher):
 
     def _rest(self, slot: LoopSlot) -> None:
         self._idle[slot] = None
+        self._pump.rested()
         if self._is_waiting:
             with self._changed:
                 self._changed.notify_all()
 
     # -- who is idle --------------------------------------------------------------------------
 
-    def _wait_for_room(self, link: Link) -> list[LoopSlot]:
-        """Return the idle slots that may run a job, once there are any; none where it is to end."""
+    def _wait_for_room(self, link: Link) -> None:
+        """Wait until an idle slot may run a job, or none ever will."""
         began = time.monotonic()
         with self._changed:
             self._is_waiting = True  # before it looks, as who rests looks whether it waits
-            while not (idle := self._admitted()):
+            while not self._admitted():
                 if self._stopping.is_set() or self._is_spent():
                     break
                 self._changed.wait(LOOK_SECONDS)
             self._is_waiting = False
         self._check(link, began)
-        return idle
 
     def _admitted(self) -> list[LoopSlot]:
         return [slot for slot in list(self._idle) if self._quota.admits(slot)]

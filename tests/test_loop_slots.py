@@ -16,8 +16,10 @@ import redis
 from redis_bus import AsyncBus, Bus, outcome
 from redis_bus.calls import new_job_id
 from redis_bus.entries import Mode
+from redis_bus.link import Link
 from redis_bus.loop_slots import LoopFetcher, LoopSlot
 from redis_bus.protocol import MOST_TAKEN
+from redis_bus.pump import Pump
 from redis_bus.worker import Worker
 from tests.support import PATIENCE_SECONDS, eventually, workers
 
@@ -187,15 +189,15 @@ def test_what_is_claimed_as_the_worker_is_told_to_stop_goes_back(
     bus: Bus, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[int] = []
-    real = LoopFetcher._begin
+    real = LoopFetcher.take
 
-    def stop_first(fetcher: LoopFetcher, claims: list[Any], idle: list[LoopSlot]) -> None:
-        if claims:
+    def stop_first(fetcher: LoopFetcher, woken: object, taken: object) -> bool:
+        if taken:
             assert running(client) == 3
             bus.stop()
-        real(fetcher, claims, idle)
+        return real(fetcher, woken, taken)
 
-    monkeypatch.setattr(LoopFetcher, "_begin", stop_first)
+    monkeypatch.setattr(LoopFetcher, "take", stop_first)
 
     @bus.register()
     async def note(a: int) -> None:
@@ -235,6 +237,55 @@ def test_scripts_that_redis_forgets_meanwhile_are_sent_anew(bus: Bus, client: re
     results = [bus.forget.run(a) for a in range(5 * MANY)]
     with serving(bus):
         assert [result.get() for result in results] == list(range(5 * MANY))
+
+
+@pytest.mark.parametrize("limit", [None, 7])
+def test_a_connection_that_the_loop_cannot_read_is_read_in_a_thread(
+    bus: Bus, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, limit: int | None
+) -> None:
+    """As with TLS, where bytes may have come that are not a reply yet, or more than one."""
+    monkeypatch.setattr(Link, "is_plain", False)
+    monkeypatch.setattr(Pump, "run", None)
+    ran: list[int] = []
+
+    @bus.register()
+    async def note(a: int) -> int:
+        await asyncio.sleep(0)
+        ran.append(a)
+        return a
+
+    results = [bus.note.run(a) for a in range(20)]
+    if limit is None:
+        with serving(bus):
+            assert [result.get() for result in results] == list(range(20))
+            assert bus.note(20) == 20
+    else:
+        bus.serve(concurrency=MANY, max_jobs=limit)
+        assert sorted(ran) == list(range(limit))
+    assert not client.keys("*running*")
+
+
+def test_a_reply_that_nobody_asked_for_costs_the_connection_and_no_job(
+    bus: Bus, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, odd = Link.read_ready, [[b"odd", b"odd", b"odd"]]
+
+    def read_ready(link: Link) -> list[object]:
+        replies = real(link)
+        return [*replies, *odd.pop()] if odd and client.exists("go") else replies
+
+    monkeypatch.setattr(Link, "read_ready", read_ready)
+
+    @bus.register()
+    async def echo(a: int) -> int:
+        return a
+
+    with serving(bus):
+        assert bus.echo(1) == 1
+        client.set("go", 1)
+        results = [bus.echo.run(a) for a in range(20)]
+        assert [result.get() for result in results] == list(range(20))
+        assert odd == []
 
 
 # -- what functions do to their task --------------------------------------------------------------
