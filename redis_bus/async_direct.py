@@ -140,11 +140,11 @@ class _Call:
         timeout = slice_of(self._begun.deadline, FIRST_SLICE_SECONDS)[1]
         try:
             if timeout < READ_SECONDS:
+                sent.add_done_callback(ignore)  # who gives up does not hear what it raises
                 for seconds in (timeout, LOOK_AGAIN_SECONDS):  # the loop may have stood still
                     if not sent.done():
                         await asyncio.wait([sent], timeout=seconds)
                 if not sent.done():
-                    sent.add_done_callback(ignore)
                     return self._core.blocking.transport.lost(late())
             replies = await sent
             if isinstance(replies[0], redis.RedisError):

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import itertools
 import os
+import weakref
 from collections import deque
 from typing import Any
 
@@ -42,36 +43,43 @@ class InboxName:
 
 
 class _Ends:
-    """Ends waits. Most are for equally long, and end in the order of their begin: by one timer."""
+    """Ends waits. Most are for equally long, and end in the order of their begin: by one timer.
+
+    What has ended is not kept for that: it may be large.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waits: deque[tuple[float, asyncio.Future[bytes | None]]] = deque()
+        self._waits: deque[tuple[float, weakref.ref[asyncio.Future[bytes | None]]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, future: asyncio.Future[bytes | None], seconds: float) -> None:
         waits, end = self._waits, self._loop.time() + seconds
-        while waits and waits[0][1].done():
+        while waits and _has_ended(waits[0][1]()):
             waits.popleft()
         if waits and end < waits[-1][0]:
             timer = self._loop.call_at(end, _expire, future)
             future.add_done_callback(lambda _: timer.cancel())
             return
-        waits.append((end, future))
+        waits.append((end, weakref.ref(future)))
         if self._timer is None:
             self._timer = self._loop.call_at(end, self._look)
 
     def _look(self) -> None:
         self._timer = None
         waits, now = self._waits, self._loop.time()
-        while waits and (waits[0][0] <= now or waits[0][1].done()):
-            _expire(waits.popleft()[1])
+        while waits and (waits[0][0] <= now or _has_ended(waits[0][1]())):
+            _expire(waits.popleft()[1]())
         if waits:
             self._timer = self._loop.call_at(waits[0][0], self._look)
 
 
-def _expire(future: asyncio.Future[bytes | None]) -> None:
-    if not future.done():
+def _has_ended(future: asyncio.Future[bytes | None] | None) -> bool:
+    return future is None or future.done()
+
+
+def _expire(future: asyncio.Future[bytes | None] | None) -> None:
+    if future is not None and not future.done():
         future.set_result(None)
 
 

@@ -82,7 +82,12 @@ class Pump:
 
     def _enter(self, link: Link) -> None:
         self._link, self._replies, self._asked = link, [], None
-        self._loop.here.add_reader(link.fileno(), self._read)
+        try:
+            self._loop.here.add_reader(link.fileno(), self._read)
+        except (OSError, ValueError) as error:  # it was closed
+            self._link = None
+            self._leave(redis.ConnectionError(str(error)))
+            return
         self._look()
 
     def _look(self) -> None:

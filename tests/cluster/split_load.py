@@ -32,11 +32,11 @@ class SplitLoad(Load):
         with from_island(self._places) as conn:
             for face in (Bus, AsyncFace):
                 bus: Any = face(BUS, conn=conn, timeout=TIMEOUT_SECONDS)
-                for name in ("once", *METHODS):
-                    bus[name].cache_key  # noqa: B018 - it is looked up: not in the time of a call
                 self._buses.append(bus)
         super().__enter__()
         for bus, kind in zip(self._buses[len(KINDS) :], KINDS, strict=True):
+            for name in ("once", *METHODS):
+                bus.get_method(name)  # which is not in the time of a call
             self._put(f"{ISLAND}-{kind}", bus, 1, 1)
         self.goes_on()
         return self
