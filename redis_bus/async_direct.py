@@ -95,6 +95,8 @@ class _Call:
                 if found == b"":  # it is too long for a message, or one may have been missed
                     _, timeout = slice_of(begun.deadline, FIRST_SLICE_SECONDS)
                     found = await look(service, job, connections, timeout)
+                    if found:
+                        connections.unlink(service.base, service.reply(job))
                 answer = [answer[0], found]
         except asyncio.CancelledError:
             inbox.ignore(job, future)

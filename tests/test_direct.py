@@ -51,11 +51,13 @@ def warm(request: pytest.FixtureRequest, service: Bus, url: str) -> Iterator[Any
 @pytest.mark.parametrize("name", ["echo", "cached"])
 @pytest.mark.parametrize("value", [None, 1, "x" * 10_000, [[], {}]])
 def test_a_value_is_returned_whatever_it_is(
-    warm: Any, service: Bus, name: str, value: object
+    warm: Any, service: Bus, client: redis.Redis, name: str, value: object
 ) -> None:
     with serving(service):
-        assert warm[name](value) == value
-        assert warm[name](value) == value
+        for _ in range(2):  # with so much time, an outcome would be kept for longer than we wait
+            assert warm[name].options(timeout=300)(value) == value
+    # Of jobs whose outcome only their caller reads, and which are told on an inbox.
+    eventually(lambda: not client.keys("*:reply:*.*"))
 
 
 def test_one_script_is_sent_for_a_hit(warm: Any, client: redis.Redis) -> None:
