@@ -700,14 +700,15 @@ def test_a_bus_is_a_context_and_can_be_used_after_it_was_closed(
         with serving(bus):
             assert bus.echo(1) == 1
             assert connections() > before
-    eventually(lambda: connections() == before)
+    # Fewer where one of another test was about to be closed.
+    eventually(lambda: connections() <= before)
     with serving(bus):
         assert bus.echo(2) == 2
     bus.close()
     bus.close()
     assert bus.all_methods() == ["echo"]
     bus.close()
-    eventually(lambda: connections() == before)
+    eventually(lambda: connections() <= before)
 
 
 def test_a_connection_that_was_cut_while_idle_is_not_noticed(
