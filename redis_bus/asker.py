@@ -139,11 +139,11 @@ class Asker:
             self._claims.answered(self)
             return None
 
-    def _next_turn(self, limit: int | None = None) -> tuple[list[Route], bytes]:
+    def _next_turn(self) -> tuple[list[Route], bytes]:
         """See `Post.turn`; it waits where replicas are to come back before anything is taken."""
         replicas = self._worker.replicas
         served = replicas.wait(self._post) if replicas.are_missed else self._post
-        return self._turn(served, limit)
+        return self._turn(served)
 
     def _turn(self, served: Post, limit: int | None = None) -> tuple[list[Route], bytes]:
         self._turns += 1

@@ -159,7 +159,7 @@ class _Call:
 
 
 class _Told(Told):
-    """The same, which gets the answer to the call, too; ``outcome`` is what its caller awaits."""
+    """A `Told` that also gets the answer to the call; ``outcome`` is what its caller awaits."""
 
     __slots__ = ("_answer", "_awaited", "_outcome")
 

@@ -491,12 +491,11 @@ def _withdraw(source: Source, route: Route, job: str, flight: bytes | None) -> W
 class Told:
     """The `withdrawal` of a job in mode 'told': it is found by when it was enqueued."""
 
-    __slots__ = ("_enqueued_ms", "_route", "job", "service")
+    __slots__ = ("_enqueued_ms", "_job", "_route")
 
     def __init__(self, route: Route, job: str) -> None:
         self._route = route
-        self.service = route.service
-        self.job = job
+        self._job = job
         self._enqueued_ms = 0
 
     def queued(self, enqueued_ms: int) -> None:
@@ -504,7 +503,7 @@ class Told:
         self._enqueued_ms = enqueued_ms
 
     def __call__(self) -> Command:
-        return self._route.cancel(self.job, None, CANCELLED, 1, self._enqueued_ms)
+        return self._route.cancel(self._job, None, CANCELLED, 1, self._enqueued_ms)
 
 
 def withdrawal(route: Route, job: str, flight: bytes | None, keep_ms: int = 1) -> Command:

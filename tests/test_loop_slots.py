@@ -288,6 +288,31 @@ def test_a_reply_that_nobody_asked_for_costs_the_connection_and_no_job(
         assert odd == []
 
 
+def test_a_connection_that_is_silent_for_too_long_is_given_up_and_no_job_is_lost(
+    bus: Bus, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here any wait is too long; one of a live connection ends before that."""
+    monkeypatch.setattr("redis_bus.pump.READ_SECONDS", 0.1)
+    monkeypatch.setattr("redis_bus.pump.LOOK_SECONDS", 0.05)
+    cuts, real = threading.Semaphore(0), Link.cut
+
+    def cut(link: Link) -> None:
+        cuts.release()
+        real(link)
+
+    monkeypatch.setattr(Link, "cut", cut)
+
+    @bus.register()
+    async def echo(a: int) -> int:
+        return a
+
+    with serving(bus):
+        for a in range(3):
+            assert cuts.acquire(timeout=PATIENCE_SECONDS)
+            assert bus.echo(a) == a
+    assert not client.keys("*running*")
+
+
 # -- what functions do to their task --------------------------------------------------------------
 
 
