@@ -41,16 +41,13 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from redis_bus.errors import SerializationError
+from redis_bus.rendering import DECIMAL_INTS, decimal_text, int_text
 
 MAX_KEY_BYTES = 256
 # A template may come from the registry: it must not make its callers fill their memory.
 MAX_WIDTH = 1000
 MAX_DEPTH = 64
 _MAX_PATH_CHARS = 200
-
-# Ints below this are written in decimal. It is far under the least limit that
-# sys.set_int_max_str_digits() takes (640 digits), and hex() has no limit.
-_DECIMAL_INTS = 2**1024
 
 # ASCII only: Unicode's classes differ between Python versions, and a key must not.
 _is_word = re.compile(r"[A-Za-z_][A-Za-z0-9_.@+-]*").fullmatch
@@ -109,7 +106,7 @@ class CacheKey:
                 parts[place] = self._formatted(value, index, stop, text)
                 continue
             # Small ints and words are nearly all of what keys are made of.
-            if type(value) is int and -_DECIMAL_INTS < value < _DECIMAL_INTS:
+            if type(value) is int and -DECIMAL_INTS < value < DECIMAL_INTS:
                 token = str(value)
             elif type(value) is str and _is_word(value) and value not in _TOKENS_OF_OTHERS:
                 token = value
@@ -141,7 +138,9 @@ class CacheKey:
         """A field with a conversion or a format spec: the text that ``format`` makes of it."""
         try:
             if how.conversion is not None:
-                value = _CONVERSIONS[how.conversion](value)
+                is_int = type(value) is int  # of any size, unlike what str() takes
+                convert = decimal_text if is_int else _CONVERSIONS[how.conversion]
+                value = convert(value)  # type: ignore[arg-type]
             text = format(value, how.spec)
         except Exception as exc:
             raise SerializationError(
@@ -281,10 +280,6 @@ def _mapping(values: dict[object, object], depth: int) -> str:
     return "{" + ",".join(sorted(items)) + "}"
 
 
-def _int(value: int) -> str:
-    return str(value) if -_DECIMAL_INTS < value < _DECIMAL_INTS else hex(value)
-
-
 def _quoted(text: str, quote: str = "'") -> str:
     return quote + text.replace("\\", "\\\\").replace(quote, "\\" + quote) + quote
 
@@ -319,7 +314,7 @@ def _zone_key(zone: tzinfo) -> str | None:
 _TOKENS: dict[type, Callable[[Any], str]] = {
     NoneType: str,
     bool: str,
-    int: _int,
+    int: int_text,
     float: repr,
     date: date.isoformat,
 }

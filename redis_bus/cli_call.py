@@ -30,6 +30,7 @@ from .codec import to_json
 from .errors import BusError, RemoteError, RemoteTraceback
 from .method import Method
 from .protocol import Command
+from .rendering import parse_int, shown
 from .target import Args, Kwargs, ShownCall
 
 # Negative numbers are arguments, not options.
@@ -87,7 +88,7 @@ def call(
     if as_json:
         print_json(to_json(result))
     else:
-        click.echo(result if isinstance(result, str) else repr(result))
+        click.echo(result if isinstance(result, str) else shown(result))
 
 
 def _call(bus: Bus, remote: Method[..., Any], args: Args, kwargs: Kwargs) -> object:
@@ -186,7 +187,7 @@ def _parse_arguments(args: Sequence[str]) -> tuple[tuple[Any, ...], dict[str, An
 def _parse_value(text: str) -> Any:
     try:
         # NaN and Infinity are no JSON, whatever Python's parser says.
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant, parse_int=parse_int)
     except (ValueError, RecursionError):
         return text
 

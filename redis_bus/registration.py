@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -194,7 +195,14 @@ def _doc(function: Callable[..., Any]) -> str | None:
     """The docstring; of what a partial calls, not that of `functools.partial`."""
     while isinstance(function, functools.partial):
         function = function.func
-    return inspect.getdoc(function)
+    doc = inspect.getdoc(function)
+    # That of a dataclass is its signature, which may have addresses in it.
+    is_made = dataclasses.is_dataclass(function) and (doc or "").startswith(f"{_name(function)}(")
+    return None if is_made else doc
+
+
+def _name(thing: object) -> str:
+    return getattr(thing, "__name__", type(thing).__name__)
 
 
 def import_path(path: str) -> Callable[..., Any]:

@@ -10,14 +10,17 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import json
 import keyword
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter, Signature
 from types import CodeType, FunctionType
+from typing import Any, cast
 
 from .codec import from_json, to_json
 from .errors import ProtocolError, SerializationError
+from .rendering import annotation_text, shown, value_text
 
 _KINDS = {
     "positional_only": Parameter.POSITIONAL_ONLY,
@@ -44,12 +47,22 @@ _SHARED_ANNOTATIONS: dict[str, object] = {
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RemoteDefault:
-    """A default value that only the callee has; ``text`` is its ``repr`` there."""
+    """A default value that only the callee has; ``text`` is what it published of it."""
 
     text: str
 
     def __repr__(self) -> str:
         return self.text
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class LongDefault:
+    """A default with an int in it that is too large for Python to write: shown in hexadecimal."""
+
+    value: object
+
+    def __repr__(self) -> str:
+        return shown(self.value)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -65,7 +78,8 @@ class RemoteAnnotation:
 def describe(func: Callable[..., object]) -> dict[str, object]:
     """Return the signature of ``func`` as data that JSON can hold.
 
-    A default that cannot make the round trip exactly is described by its ``repr`` alone.
+    A default that cannot make the round trip exactly is described by its text alone. The same code
+    gives the same description in every process: see `rendering`.
 
     Raises ValueError where Python knows no signature for ``func`` (some builtins), or knows
     one that no ``def`` could have, and TypeError where ``func`` is not callable.
@@ -130,18 +144,25 @@ def binder(signature: Signature, name: str) -> Callable[..., tuple[object, ...]]
     variables = {_placeholder(i): parameter.name for i, parameter in enumerate(parameters)}
     code = code.replace(co_varnames=tuple(variables[v] for v in code.co_varnames))
 
-    defaults = [p for p in parameters if p.default is not Parameter.empty]
+    given = [p for p in parameters if p.default is not Parameter.empty]
+    defaults = {p.name: _bound_default(p) for p in given}
     # Without builtins and globals the body could reach nothing, even if it named something.
     bind = FunctionType(code, {"__builtins__": {}}, name)
     bind.__qualname__ = name  # what TypeErrors show, in every Python since 3.10
-    bind.__defaults__ = tuple(p.default for p in defaults if p.kind is not Parameter.KEYWORD_ONLY)
-    bind.__kwdefaults__ = {p.name: p.default for p in defaults if p.kind is Parameter.KEYWORD_ONLY}
+    is_named = Parameter.KEYWORD_ONLY
+    bind.__defaults__ = tuple(defaults[p.name] for p in given if p.kind is not is_named)
+    bind.__kwdefaults__ = {p.name: defaults[p.name] for p in given if p.kind is is_named}
     bind.__annotations__ = {
         p.name: p.annotation for p in parameters if p.annotation is not Parameter.empty
     }
     if signature.return_annotation is not Signature.empty:
         bind.__annotations__["return"] = signature.return_annotation
     return bind
+
+
+def _bound_default(parameter: Parameter) -> object:
+    default = parameter.default
+    return default.value if isinstance(default, LongDefault) else default
 
 
 def method_name(func: Callable[..., object], prefix: str = "") -> str:
@@ -196,10 +217,37 @@ def _describe_parameter(parameter: Parameter) -> dict[str, object]:
         published["annotation"] = _annotation_text(parameter.annotation)
     if parameter.default is not Parameter.empty:
         try:
-            published["default"] = to_json(parameter.default)
+            published["default"] = _in_order(to_json(parameter.default))
         except SerializationError:
-            published["default_repr"] = repr(parameter.default)
+            published["default_repr"] = _default_text(parameter.default)
     return published
+
+
+def _default_text(default: object) -> str:
+    return default.text if isinstance(default, RemoteDefault) else value_text(default)
+
+
+def _annotation_text(annotation: object) -> str:
+    if isinstance(annotation, RemoteAnnotation):
+        return annotation.text
+    return annotation_text(annotation)
+
+
+def _in_order(tree: Any) -> object:
+    """Return a tree of `to_json` with the elements of each set in one order: that of their texts.
+
+    A set has another order with each hash seed.
+    """
+    if isinstance(tree, list):
+        return [_in_order(child) for child in tree]
+    if not isinstance(tree, dict):
+        return tree
+    ordered = {key: _in_order(child) for key, child in tree.items()}
+    for kind in ("$set", "$frozenset"):
+        # A dict of the user's with such a key alone is written otherwise.
+        if len(tree) == 1 and kind in tree:
+            ordered[kind] = sorted(cast("list[object]", ordered[kind]), key=json.dumps)
+    return ordered
 
 
 def _restore_parameter(published: object) -> Parameter:
@@ -226,7 +274,7 @@ def _restore_parameter(published: object) -> Parameter:
 
 def _restore_default(published: Mapping[str, object]) -> object:
     if "default" in published:
-        return from_json(published["default"])
+        return _showable(from_json(published["default"]))
     if "default_repr" not in published:
         return Parameter.empty
     text = published["default_repr"]
@@ -235,8 +283,13 @@ def _restore_default(published: Mapping[str, object]) -> object:
     return RemoteDefault(text)
 
 
-def _annotation_text(annotation: object) -> str:
-    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+def _showable(default: object) -> object:
+    """Return a default so that a signature can be shown, whatever ints are in it."""
+    try:
+        repr(default)
+    except ValueError:
+        return LongDefault(default)
+    return default
 
 
 def _restore_annotation(text: object) -> object:

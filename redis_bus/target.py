@@ -15,6 +15,7 @@ from .descriptor import Descriptor
 from .entries import MAX_ATTEMPTS
 from .errors import BusError, ProtocolError, SerializationError
 from .protocol import Route, Service, check_method_name, check_prefix, partition_of
+from .rendering import shown
 
 _SHOWN_CHARACTERS = 80
 Args = tuple[object, ...]
@@ -138,7 +139,7 @@ def _short(value: object) -> str:
     if isinstance(value, (str, bytes, list, tuple, dict, set, frozenset)) and len(value) > 200:
         return f"<{type(value).__name__} of {len(value)}>"
     try:
-        text = repr(value)
+        text = shown(value)
     except Exception as error:  # noqa: BLE001 - a message must not fail for an argument's __repr__
         return f"<{type(value).__name__}: {type(error).__name__} in repr>"
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
