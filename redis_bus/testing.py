@@ -238,7 +238,8 @@ def check_cache_key(
     effects.
 
     ``strategies``: a Hypothesis strategy for each parameter, by its name; what is missing is
-    inferred from the parameter's annotation, else from the type of its default. The values are
+    inferred from the parameter's annotation, else from the type of its default; containers that
+    do not say what is in them hold plain values. The values are
     those that the strategies give, and in addition near ones: calls that differ in one
     argument, close numbers and dates, texts with a common beginning, and ``1`` beside ``'1'``.
     Near values stay within the strategy, so nothing is reported that it rules out.
@@ -250,10 +251,12 @@ def check_cache_key(
     ``hypothesis.settings(max_examples=10_000, derandomize=False)``.
 
     Raises CacheKeyError, an AssertionError with the two calls, the key, the two results and the
-    likely reason: a forgotten argument, a format that writes different values alike, or a function
-    that is not one of its arguments, as it reads the clock, say. It is raised too where every call
-    fails, which shows nothing. Raises TypeError where there is no cache_key, or a parameter needs
-    a strategy, and ValueError for a template that cannot be.
+    likely reason: a forgotten argument, a format that writes different values alike, a function
+    whose result depends on the order of a dict, or one that is not a function of its arguments, as
+    it reads the clock, say. It is raised too where the check shows nothing: where every call fails,
+    or one value of a parameter was tried, unless that was asked for by
+    ``hypothesis.strategies.just``. Raises TypeError where there is no cache_key, or a parameter
+    needs a strategy, and ValueError for a template that cannot be.
     """
     __tracebackhide__ = True
     try:
