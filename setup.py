@@ -43,6 +43,7 @@ setup(
             "docutils>=0.20",
             "trustme>=1.1",
             "mypy>=1.10",
+            "basedpyright>=1.20",
             "ruff>=0.6",
             "uvloop>=0.19",
             "fastapi>=0.115",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         ConnectionLost,
         Deadlock,
         JobLost,
+        NotConfirmed,
         NoWorkers,
         ProtocolError,
         QueueFull,
@@ -68,13 +69,15 @@ _PLACES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    # Imported when first used: pytest loads redis_bus.testing in every run, with Redis or without.
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_PLACES.get(name, 'errors')}", __name__), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # else a name that is not there would be one of type object
+
+    def __getattr__(name: str) -> object:
+        # Imported when first used: pytest loads redis_bus.testing in every run, Redis or not.
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f".{_PLACES.get(name, 'errors')}", __name__), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
