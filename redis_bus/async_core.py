@@ -93,9 +93,11 @@ class AsyncCore:
 
     async def drive(self, steps: Steps[T]) -> T:
         """Carry out steps, and return what they return. Raises BusClosed, too."""
+        __tracebackhide__ = True
         return await self._drive(steps, self.loops.here())
 
     async def _drive(self, steps: Steps[T], transport: Connections) -> T:
+        __tracebackhide__ = True
         withdraw: Withdrawal | None = None
         try:
             request = next(steps)

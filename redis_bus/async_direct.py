@@ -34,6 +34,7 @@ async def call(
     core: AsyncCore, method: AsyncMethod, args: Args, kwargs: Kwargs, options: Options
 ) -> object:
     """Call a method, which was looked up, and wait for its value. See `calls.call`."""
+    __tracebackhide__ = True
     target = method.target
     deadline = Deadline(options.timeout if options.has_timeout else target.timeout)
     try:

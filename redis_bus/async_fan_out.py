@@ -72,6 +72,7 @@ class Window:
 
     async def values(self) -> AsyncGenerator[Any, None]:
         """Yield the values; whatever ends that, the calls in flight are cancelled."""
+        __tracebackhide__ = True
         # Arguments may come slowly: no value that is there waits for them.
         feeder = asyncio.create_task(self._feed())
         try:
@@ -142,6 +143,7 @@ class Window:
 
     async def _value(self, turn: Turn) -> object:
         """Return the value of the first call, or raise why there is none."""
+        __tracebackhide__ = True
         if turn.error is not None:
             raise turn.error
         task = turn.task

@@ -63,6 +63,7 @@ class AsyncMethod:
         Where its task is cancelled, or its time is up, the job is withdrawn, if no worker has
         taken it.
         """
+        __tracebackhide__ = True
         hooks = self._core.middleware.calls
         if not hooks:
             return await self._call(args, kwargs)
@@ -70,6 +71,7 @@ class AsyncMethod:
         return await hooks.around_async(call, lambda: self._call(args, kwargs, call))
 
     async def _call(self, args: Args, kwargs: Kwargs, seen: Call | None = None) -> Any:
+        __tracebackhide__ = True
         options, passed = self._options, await self._load()
         if passed > SOON_SECONDS:
             whole = options.timeout if options.has_timeout else self.target.timeout
@@ -133,6 +135,7 @@ class AsyncMethod:
 
     async def clear_cache(self, /, *args: Any, **kwargs: Any) -> bool:
         """Forget the cached value for these arguments. See `Method.clear_cache`."""
+        __tracebackhide__ = True
         await self._load()
         return await self._core.drive(calls.clear(self, args, kwargs))
 
@@ -154,7 +157,7 @@ class AsyncMethod:
     def adopt(self, target: Target) -> None:
         """Look and act like this registration from here on."""
         self._target = target
-        self.__doc__ = target.descriptor.doc
+        self.__doc__ = target.doc
         self.__signature__ = target.signature
 
     def told_job(self, service: Service, deadline: Deadline) -> Steps[str | None]:
@@ -179,6 +182,7 @@ class AsyncMethod:
 
         It takes no longer than a call may. Raises ConnectionLost, AttributeError.
         """
+        __tracebackhide__ = True
         if self._target is not None:
             return 0.0
         options = self._options
@@ -223,6 +227,7 @@ class AsyncRun(JobResult):
 
     async def get(self, timeout: float | None = None) -> Any:
         """Return the value, or raise what the function raised. See `AsyncResult.get`."""
+        __tracebackhide__ = True
         deadline = Deadline(self._core.timeout if timeout is None else timeout)
         found = await self._core.drive(waiting.outcome_of(self._ticket(), deadline))
         return outcome.decode(found, self._core.serializer, self._allow)

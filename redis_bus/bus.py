@@ -172,6 +172,7 @@ class Bus(Registering):
         return self._core.methods.setdefault(name, method)
 
     def __getattr__(self, name: str) -> Method[..., Any]:
+        __tracebackhide__ = True
         # Consoles ask every object for these, and would wait for Redis each time.
         if name.startswith(("__", "_repr_", "_ipython_")) or "_core" not in self.__dict__:
             raise AttributeError(name)
@@ -181,6 +182,7 @@ class Bus(Registering):
             raise AttributeError(error.args[0]) from None
 
     def __getitem__(self, name: str) -> Method[..., Any]:
+        __tracebackhide__ = True
         method = self._core.methods.get(name) or self.get_method(name)
         if method is None:
             raise KeyError(directory.no_such_method(self.name, name, self.all_methods()))

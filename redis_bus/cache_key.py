@@ -99,6 +99,7 @@ class CacheKey:
         Raises SerializationError naming the path to a value that has no exact rendering, or
         the field that could not be formatted.
         """
+        __tracebackhide__ = True
         parts = list(self._parts)
         for place, index, stop, text in self._steps:
             value = values[index]
@@ -123,6 +124,7 @@ class CacheKey:
 
     def _rendered(self, value: object, index: int, stop: str) -> str:
         """A plain field, whatever its value."""
+        __tracebackhide__ = True
         try:
             form = _nested(value, 0)
         except _RefusedError as refused:

@@ -146,6 +146,7 @@ def call(
 
     ``seen``: the call as middleware sees it, where there is any. ``begun``: what was done already.
     """
+    __tracebackhide__ = True
     target = source.target
     if begun is None:
         deadline = Deadline(options.timeout if options.has_timeout else target.timeout)
@@ -198,6 +199,7 @@ def _check_late(
     shown: ShownCall,
 ) -> None:
     """Raise the error of a call that has no time left; with a key, it may be cached yet."""
+    __tracebackhide__ = True
     if lost is not None:
         raise ConnectionLost(lost_message(shown, target, lost)) from lost
     if attempt > 0:
@@ -214,6 +216,7 @@ def run(
 
     It waits for a worker as long as that takes, unless the options give it a timeout.
     """
+    __tracebackhide__ = True
     for _ in range(MAX_TRIES):
         target, key, body = yield from prepare(source, args, kwargs, seen)
         shown = ShownCall(target.name, args, kwargs)
@@ -253,6 +256,7 @@ def run(
 
 def clear(source: Source, args: Args, kwargs: Kwargs) -> Steps[bool]:
     """Forget one cached value. Returns whether there was one."""
+    __tracebackhide__ = True
     for _ in range(MAX_TRIES):
         target = source.target
         try:
@@ -306,6 +310,7 @@ def prepare(
     source: Source, args: Args, kwargs: Kwargs, seen: Call | None
 ) -> Steps[tuple[Target, bytes | None, bytes]]:
     """Return what is called, under which cache key, and the arguments as bytes."""
+    __tracebackhide__ = True
     target = source.target
     try:
         values = target.bind(*args, **kwargs)
@@ -320,6 +325,7 @@ def _bind_anew(
     source: Source, args: Args, kwargs: Kwargs, error: TypeError
 ) -> Steps[tuple[Target, tuple[object, ...]]]:
     """Bind arguments that do not fit what is known by a newer registration, if there is one."""
+    __tracebackhide__ = True
     known = source.target.etag
     newer = yield from source.refreshed()
     if newer.etag == known:
@@ -343,6 +349,7 @@ def _call_alone(
     begun: Begun | None,
 ) -> Steps[bytes | None]:
     """A call without a cache key: one write, one wait. None: it is to be made again."""
+    __tracebackhide__ = True
     if begun is not None:
         job, route, withdraw = begun.job, begun.route, begun.withdraw
         status, reply = begun.answer()
@@ -385,6 +392,7 @@ def _after_alone(
     seen: Call | None,
 ) -> Steps[bytes | None]:
     """What comes after the first write of such a call, and what that was answered."""
+    __tracebackhide__ = True
     if isinstance(status, int):  # modes 'wait' and 'told': when it was queued
         status = [b"queued", b"", status]
     note_status(seen, status)
@@ -427,6 +435,7 @@ def _call_keyed(
     begun: Begun | None,
 ) -> Steps[bytes | _Hit | None]:
     """A call with a cache key: only a miss waits. None: it is to be made again."""
+    __tracebackhide__ = True
     route, again = target.route_for(key), target.may_run_twice
     if begun is not None:
         status, flight, withdraw = begun.answer()[0], route.flight(key), begun.withdraw
@@ -513,6 +522,7 @@ def withdrawal(route: Route, job: str, flight: bytes | None, keep_ms: int = 1) -
 
 def decode_outcome(found: bytes, target: Target, shown: ShownCall, options: Options) -> object:
     """Return the value of a call's outcome, or raise its exception."""
+    __tracebackhide__ = True
     try:
         return outcome.decode(found, target.serializer, options.allow)
     except WorkerLost as error:
@@ -542,6 +552,7 @@ def renew(source: Source, target: Target) -> Steps[None]:
 
 
 def raise_refusal(status: list[Any], target: Target, shown: ShownCall | str) -> None:
+    __tracebackhide__ = True
     match status:
         case [b"full"]:
             limit, partitions = target.max_queue, len(target.routes)

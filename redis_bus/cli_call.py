@@ -15,6 +15,7 @@ from .cli_common import (
     Seconds,
     confirm,
     describe,
+    echo,
     exit_code,
     fail,
     find_method,
@@ -88,7 +89,7 @@ def call(
     if as_json:
         print_json(to_json(result))
     else:
-        click.echo(result if isinstance(result, str) else shown(result))
+        echo(result if isinstance(result, str) else shown(result))
 
 
 def _call(bus: Bus, remote: Method[..., Any], args: Args, kwargs: Kwargs) -> object:
@@ -96,7 +97,7 @@ def _call(bus: Bus, remote: Method[..., Any], args: Args, kwargs: Kwargs) -> obj
     remote.listens = True  # so it can be withdrawn
 
     def gone(withdraw: Command) -> None:
-        click.echo(err=True)
+        echo(err=True)
         try:
             status = bus._core.transport.exchange(withdraw)[0]
         except BusError as error:
@@ -136,7 +137,7 @@ def clear_cache(
             more = "" if args or remote.cache_key is None else "; --all forgets all its values"
             fail(f"{error}{more}", Exit.USAGE)
     shown = ShownCall(method, values, keywords)
-    click.echo(f"{shown} is forgotten" if had else f"{shown} was not cached")
+    echo(f"{shown} is forgotten" if had else f"{shown} was not cached")
 
 
 def _clear_all(bus: Bus, remote: Method[..., Any], *, yes: bool) -> None:
@@ -144,10 +145,10 @@ def _clear_all(bus: Bus, remote: Method[..., Any], *, yes: bool) -> None:
         raise TypeError(f"{remote.__name__}() has no cache_key: nothing of it is cached")
     name = remote.__name__
     if not yes and not confirm(f"Forget all cached values of {name} on bus {bus.name!r}?"):
-        click.echo("nothing is forgotten")
+        echo("nothing is forgotten")
         return
     remote.clear_all_cache()
-    click.echo(f"all values of {name} are forgotten")
+    echo(f"all values of {name} are forgotten")
 
 
 @click.command(short_help="Delete all keys of a bus.")
@@ -164,10 +165,10 @@ def cleanup(bus: str, yes: bool, url: str | None) -> None:
         # Before it asks: without a Redis there is nothing to ask.
         opened_bus._core.transport.exchange(("PING",))
         if not yes and not confirm(f"Delete all keys of bus {bus!r} at {address}?"):
-            click.echo("nothing is deleted")
+            echo("nothing is deleted")
             return
         deleted = opened_bus.cleanup()
-    click.echo(f"deleted {deleted} key{'' if deleted == 1 else 's'} of bus {bus!r}")
+    echo(f"deleted {deleted} key{'' if deleted == 1 else 's'} of bus {bus!r}")
 
 
 def _parse_arguments(args: Sequence[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -220,6 +221,6 @@ def _show_remote(error: Exception, trace: str, *, as_json: bool) -> None:
         shown = {"type": kind, "message": message, "traceback": trace}
         print_json({"error": {name: hide_passwords(text) for name, text in shown.items()}})
     elif is_of_the_bus:
-        click.echo(f"redis-bus: {hide_passwords(' '.join(message.split()))}", err=True)
+        echo(f"redis-bus: {hide_passwords(' '.join(message.split()))}", err=True)
     else:
-        click.echo(hide_passwords(trace or f"{kind}: {message}"), err=True)
+        echo(hide_passwords(trace or f"{kind}: {message}"), err=True)

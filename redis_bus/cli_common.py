@@ -20,6 +20,7 @@ from .embedded import EmbeddedUnavailable, how_to_install
 from .errors import BusError, CallTimeout, ConnectionLost, NoWorkers
 from .failures import NO_REDIS, WAYS_OUT
 from .method import Method
+from .printable import in_one_line, printable, printable_json
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -105,20 +106,30 @@ def confirm(question: str) -> bool:
         raise
 
 
+def echo(text: str = "", *, head: str = "", err: bool = False) -> None:
+    """Print text, in which somebody else's may be: what does not print is escaped.
+
+    ``head`` comes before it, in bold on a terminal.
+    """
+    shown = click.style(printable(head), bold=True) if head else ""
+    click.echo(f"{shown}{printable(text)}", err=err)
+
+
 def print_json(value: object) -> None:
     """Print a value that JSON has, for people and programs alike."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(printable_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def print_table(rows: Sequence[Sequence[str]], texts: Collection[int] = (0,)) -> None:
     """Print rows in columns: those of texts to the left, the others to the right."""
+    rows = [[in_one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [
             cell.ljust(width) if column in texts else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        click.echo("  ".join(cells).rstrip())
+        echo("  ".join(cells).rstrip())
 
 
 def find_method(bus: Bus, name: str) -> Method[..., Any]:
@@ -136,12 +147,12 @@ def count(number: int, noun: str) -> str:
 
 def first_line(text: str | None) -> str:
     """Return the first line of a docstring."""
-    return (text or "").strip().partition("\n")[0].strip()
+    return in_one_line((text or "").strip().partition("\n")[0].strip())
 
 
 def fail(text: str, code: Exit) -> NoReturn:
     """Say in one line what is wrong, and exit."""
-    click.echo(f"redis-bus: {hide_passwords(text)}", err=True)
+    echo(f"redis-bus: {hide_passwords(text)}", err=True)
     raise click.exceptions.Exit(code)
 
 

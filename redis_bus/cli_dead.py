@@ -11,6 +11,7 @@ from .cli_common import (
     Exit,
     confirm,
     count,
+    echo,
     fail,
     find_method,
     json_option,
@@ -63,7 +64,7 @@ def dead(
         elif letters:
             _print(letters)
         else:
-            click.echo(f"{method or f'bus {bus!r}'} has no dead letters")
+            echo(f"{method or f'bus {bus!r}'} has no dead letters")
 
 
 def _find_letters(bus: Bus, method: str | None) -> list[DeadLetter]:
@@ -90,23 +91,23 @@ def _act(letters: Sequence[DeadLetter], act: Callable[[DeadLetter], object], don
         try:
             act(letter)
         except BusError as error:
-            click.echo(f"redis-bus: {error}", err=True)
+            echo(f"redis-bus: {error}", err=True)
             failed = True
         else:
-            click.echo(f"{letter.id} {letter.call}: {done}")
+            echo(f"{letter.id} {letter.call}: {done}")
     if failed:
         raise click.exceptions.Exit(Exit.REMOTE_ERROR)
     if not letters:
-        click.echo("there are no dead letters")
+        echo("there are no dead letters")
 
 
 def _print(letters: Sequence[DeadLetter]) -> None:
     for letter in letters:
-        click.echo(f"{click.style(letter.id, bold=True)}  {letter.call}")
+        echo(f"  {letter.call}", head=letter.id)
         how = f"lost with {letter.worker}, attempt {letter.attempts}"
         if letter.why == "foreign":
             how = "no job of this library"
-        click.echo(f"    {letter.time:%Y-%m-%d %H:%M:%S} UTC, {how}")
+        echo(f"    {letter.time:%Y-%m-%d %H:%M:%S} UTC, {how}")
 
 
 def _as_json(letter: DeadLetter) -> dict[str, object]:

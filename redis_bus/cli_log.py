@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import click
 
-from .cli_common import count, hide_passwords
+from .cli_common import count, echo, hide_passwords
+from .printable import printable, printable_json
 
 NAMES_SHOWN = 6
 
@@ -19,21 +20,26 @@ class _JsonFormatter(logging.Formatter):
     """One JSON object a line, for programs that collect logs."""
 
     def format(self, record: logging.LogRecord) -> str:
+        trace = getattr(record, "trace", "")
         fields = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
             + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": hide_passwords(record.getMessage()),
+            "message": hide_passwords(record.getMessage().removesuffix(f"\n{trace}")),
         }
+        if trace:
+            fields["traceback"] = hide_passwords(trace)
         if record.exc_info:
             fields["traceback"] = hide_passwords(self.formatException(record.exc_info))
-        return json.dumps(fields, ensure_ascii=False)
+        return printable_json(json.dumps(fields, ensure_ascii=False))
 
 
 class _TextFormatter(logging.Formatter):
+    """One message, whose further lines are indented: no text in it can look like another."""
+
     def format(self, record: logging.LogRecord) -> str:
-        return hide_passwords(super().format(record))
+        return printable(hide_passwords(super().format(record))).replace("\n", "\n    ")
 
 
 def set_up_logging(level: str, form: str) -> None:
@@ -57,7 +63,7 @@ def finishing(methods: Sequence[str], seconds: float) -> str:
 
 
 def say_text(text: str) -> None:
-    click.echo(f"redis-bus: {hide_passwords(text)}", err=True)
+    echo(f"redis-bus: {hide_passwords(text)}", err=True)
 
 
 def say_json(text: str) -> None:

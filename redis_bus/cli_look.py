@@ -14,6 +14,7 @@ from . import directory, signature
 from .bus import Bus
 from .cli_common import (
     count,
+    echo,
     first_line,
     json_option,
     opened,
@@ -68,9 +69,9 @@ def _matches(name: str, pattern: str | None) -> bool:
 
 def _say_nothing_found(bus: str, pattern: str | None, known: int) -> None:
     if known:
-        click.echo(f"bus {bus!r}: none of its {count(known, 'method')} matches {pattern!r}")
+        echo(f"bus {bus!r}: none of its {count(known, 'method')} matches {pattern!r}")
     else:
-        click.echo(f"bus {bus!r} has no methods: nothing was served on it yet")
+        echo(f"bus {bus!r} has no methods: nothing was served on it yet")
 
 
 def _list(bus: Bus) -> list[Listed]:
@@ -105,10 +106,9 @@ def _print_methods(methods: Sequence[Listed]) -> None:
             facts.insert(0, f"cache_key={one.cache_key!r}")
         if one.partitions > 1:
             facts.append(count(one.partitions, "partition"))
-        head = click.style(one.name, bold=True) + one.signature
-        click.echo(f"{head}  [{', '.join(facts)}]")
+        echo(f"{one.signature}  [{', '.join(facts)}]", head=one.name)
         if one.doc:
-            click.echo(f"    {one.doc}")
+            echo(f"    {one.doc}")
 
 
 @click.command(short_help="Show the counters of a bus.")
@@ -152,7 +152,7 @@ def stats(bus: str, pattern: str | None, as_json: bool, url: str | None) -> None
 
 def _print_layout(where: Layout | None) -> None:
     for line in [] if where is None or where.is_plain else where.lines():
-        click.echo(line)
+        echo(line)
 
 
 def _show_latency(seconds: float) -> str:
@@ -194,10 +194,10 @@ def ping(bus: str | None, as_json: bool, url: str | None) -> None:
     if as_json:
         print_json(found)
         return
-    click.echo(f"{server} {version} at {address}: {latency_ms:.2f} ms")
+    echo(f"{server} {version} at {address}: {latency_ms:.2f} ms")
     _print_layout(where)
     if bus is not None:
-        click.echo(f"bus {bus!r}: {count(methods, 'method')}, {count(workers, 'worker')} alive")
+        echo(f"bus {bus!r}: {count(methods, 'method')}, {count(workers, 'worker')} alive")
 
 
 def _measure_ms(bus: Bus) -> float:

@@ -67,6 +67,11 @@ SHUTDOWN_SECONDS = 30.0
     show_default=True,
     help="How messages are printed, on stderr.",
 )
+@option(
+    "--log-arguments",
+    is_flag=True,
+    help="Have the arguments of its call in the message of a job that failed.",
+)
 @click.pass_context
 def serve(context: click.Context, /, **given: Any) -> None:
     """Serve TARGET, a bus such as simple_math.bus in the current folder.

@@ -20,6 +20,7 @@ from .cli_private import private_url, where_others_look
 from .cli_signals import EndingSignals, bounded_shutdown
 from .cli_target import BadTarget, load_bus, split_target
 from .distributed import describe_url
+from .logs import LogRuns
 from .supervised import OTHERS, Supervised
 from .worker import Worker, importing
 
@@ -49,6 +50,7 @@ class ServeOptions:
     embedded_port: int
     log_level: str
     log_format: str
+    log_arguments: bool
 
     def for_child(self) -> list[str]:
         """Return the command line of each worker process of a supervisor."""
@@ -58,6 +60,7 @@ class ServeOptions:
         line += [] if self.max_jobs is None else [f"--max-jobs={self.max_jobs}"]
         line += [] if self.pattern is None else [f"--pattern={self.pattern}"]
         line += ["--burst"] if self.burst else []
+        line += ["--log-arguments"] if self.log_arguments else []
         return [*line, "--", self.target]
 
 
@@ -100,6 +103,7 @@ def run(options: ServeOptions) -> None:
             )
             raise click.exceptions.Exit(supervisor.run())
         bus, names = _load(options, signals)
+        _log_arguments(bus, options.log_arguments)
         # A Redis that is elsewhere may take its time; then a signal ends the wait for it.
         with signals.held() if told else contextlib.nullcontext():
             for text in told:
@@ -187,6 +191,12 @@ def _load(options: ServeOptions, signals: EndingSignals) -> tuple[Bus, list[str]
         fail(str(error), Exit.USAGE)
     signals.check()
     return bus, names
+
+
+def _log_arguments(bus: Bus, wanted: bool) -> None:
+    for one in bus.middleware:
+        if isinstance(one, LogRuns):
+            one.arguments = one.arguments or wanted
 
 
 def _served(bus: Bus, target: str, pattern: str | None) -> list[str]:

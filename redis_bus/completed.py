@@ -87,6 +87,7 @@ class _Completion:
 
     def results(self) -> Iterator[AsyncResult]:
         """Yield the results as they get done."""
+        __tracebackhide__ = True
         try:
             self._ask(None, list(self._waiting))
             longest = FIRST_SLICE_SECONDS
@@ -216,6 +217,7 @@ class _Completion:
 
     def _check_time(self) -> None:
         """Raise CallTimeout where the time is up."""
+        __tracebackhide__ = True
         if self._deadline.left() == 0.0:
             unfinished = sum(map(len, self._waiting.values()))
             # The words of `concurrent.futures`.

@@ -6,10 +6,8 @@ import code
 import importlib
 from typing import Any
 
-import click
-
 from .bus import Bus
-from .cli_common import Exit, describe
+from .cli_common import Exit, describe, echo
 from .errors import ConnectionLost
 
 TIPS = "bus.<tab> lists them, help(bus.NAME) explains one, bus.NAME(...) calls it"
@@ -24,7 +22,7 @@ def open_console(bus: Bus) -> None:
     try:
         banner = make_banner(bus)
     except ConnectionLost as error:
-        click.echo(f"redis-bus: {describe(error)}", err=True)
+        echo(f"redis-bus: {describe(error)}", err=True)
         raise SystemExit(Exit.NO_REDIS) from None
     ipython = _import_ipython()
     # Not within an `except`: what is typed in the console would be told as a result of it.

@@ -45,6 +45,7 @@ class Core:
 
         ``gone`` is told, at a KeyboardInterrupt, what withdraws the job: see `Request.withdraw`.
         """
+        __tracebackhide__ = True
         withdraw: Withdrawal | None = None
         try:
             request = next(steps)

@@ -14,6 +14,7 @@ MOST_SECONDS = 1e10  # three hundred years: what is more, or no number, is a mis
 
 def check_seconds(name: str, value: float | None) -> float | None:
     """Return a setting in seconds, or None. Raises TypeError, ValueError, naming the setting."""
+    __tracebackhide__ = True
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):

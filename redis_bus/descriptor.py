@@ -84,6 +84,8 @@ def from_json(name: str, data: bytes | str) -> Descriptor:
         tree = json.loads(data)
     except (ValueError, RecursionError):
         raise ProtocolError(f"method {name!r}: its descriptor is not JSON") from None
+    if not METHOD_NAME.match(name):
+        raise ProtocolError(f"method {name!r}: no method can have that name")
     if not isinstance(tree, dict) or tree.get("name") != name:
         raise ProtocolError(f"method {name!r}: its descriptor is not one of ours")
     known = {field.name for field in fields(Descriptor)}

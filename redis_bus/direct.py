@@ -27,6 +27,7 @@ def call(
     core: Core, method: Method[..., Any], args: Args, kwargs: Kwargs, options: Options
 ) -> object:
     """Call a method and wait for its value, or raise what it raised. See `calls.call`."""
+    __tracebackhide__ = True
     target = method.target
     deadline = Deadline(options.timeout if options.has_timeout else target.timeout)
     try:

@@ -10,7 +10,8 @@ from typing import Any
 from .descriptor import Descriptor, from_json
 from .errors import BusError, ProtocolError
 from .partitions import announce, count_partitions
-from .protocol import Command, Route, Service, bus_pattern, methods_key, read_span
+from .printable import in_one_line
+from .protocol import METHOD_NAME, Command, Route, Service, bus_pattern, methods_key, read_span
 from .slots import by_slot
 from .steps import Steps, ask
 from .target import Target
@@ -27,9 +28,10 @@ class UnknownMethod(BusError):
 
 
 def list_names(bus: str) -> Steps[list[str]]:
-    """Return the names of all methods, in no order."""
+    """Return the names of all methods, in no order; not those that no method can have."""
     names = (yield ask(("HKEYS", methods_key(bus))))[0]
-    return [name.decode("utf-8", "replace") for name in names]
+    texts = [name.decode("utf-8", "replace") for name in names]
+    return [text for text in texts if METHOD_NAME.match(text)]
 
 
 def no_such_method(bus: str, name: str, known: Collection[str]) -> str:
@@ -115,7 +117,7 @@ def _replace(bus: str, target: Target, descriptor: Descriptor, old: bytes) -> St
         logging.WARNING if alive else logging.INFO,
         "method %s was published differently by %s; %s replaces it",
         descriptor.name,
-        other.publisher,
+        in_one_line(other.publisher),
         descriptor.publisher,
     )
     if other.service == descriptor.service:

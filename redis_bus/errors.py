@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .printable import printable
+
 
 class BusError(Exception):
     """The base of every error of the bus itself."""
@@ -82,4 +84,4 @@ class RemoteTraceback(Exception):
         self.text = text
 
     def __str__(self) -> str:
-        return f"\n\n{self.text.rstrip()}\n"
+        return f"\n\n{printable(self.text.rstrip())}\n"

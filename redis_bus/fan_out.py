@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,7 @@ class FanOut:
 
     def values(self) -> Iterator[Any]:
         """Yield None once the first window was sent, then the values."""
+        __tracebackhide__ = True
         window = self._window
         try:
             window.fill()
@@ -121,15 +123,17 @@ class FanOut:
 
     def _turn(self, one: MappedCall) -> object:
         """Return the value of the first call, or raise why there is none; middleware is told."""
+        __tracebackhide__ = True
         if one.seen is None:
             return self._value(one)
         try:
-            return self._window.hooks.then(one.seen, lambda: self._value(one))
+            return self._window.hooks.then(one.seen, partial(self._value, one))
         finally:
             one.seen = None
 
     def _value(self, one: MappedCall) -> object:
         """Return the value of the first call, or raise why there is none."""
+        __tracebackhide__ = True
         if one.is_unsent:
             return self._call_now(one)
         if one.entry is not None:
@@ -196,6 +200,7 @@ class FanOut:
 
     def _await(self, one: MappedCall) -> None:
         """Wait for the outcome of a call, and read those behind it that are there."""
+        __tracebackhide__ = True
         ticket, deadline = one.ticket, one.deadline
         assert ticket is not None
         assert deadline is not None

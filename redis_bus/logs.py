@@ -4,33 +4,49 @@ from __future__ import annotations
 
 import logging
 
+from . import outcome
 from .errors import ProtocolError, SerializationError
 from .frames import user_trace
 from .middleware import Call, Middleware, Run
+from .printable import in_one_line, printable
 
 logger = logging.getLogger(__name__)
 
 
 class LogRuns(Middleware):
-    """Logs runs: one that raised as a warning; for debugging, its traceback and all others, too.
+    """Logs runs: one that raised as a warning, with its traceback from the function on; for
+    debugging, all others, too.
 
-    Every bus has it; ``bus.middleware.clear()`` takes it away.
+    Every bus has it; ``bus.middleware.clear()`` takes it away. ``arguments``: whether those of the
+    call are logged. They are not unless that is asked for, as they may be secret, or many.
     """
+
+    def __init__(self, *, arguments: bool = False) -> None:
+        self.arguments = arguments
+
+    def _shown(self, run: Run) -> str:
+        return str(run) if self.arguments else run.method
 
     def after_run(self, run: Run, value: object) -> None:
         if logger.isEnabledFor(logging.DEBUG):
             took, waited = 1000 * run.seconds, 1000 * run.waited
-            logger.debug("%s ran for %.1f ms, after %.0f ms in its queue", run, took, waited)
+            shown = self._shown(run)
+            logger.debug("%s ran for %.1f ms, after %.0f ms in its queue", shown, took, waited)
 
     def run_failed(self, run: Run, error: BaseException) -> None:
         if run.was_stopped:
             return  # as whoever stopped the worker wanted it
         if isinstance(error, (SerializationError, ProtocolError)):
-            logger.error("%s: %s", run, error)  # of a value that cannot be sent: which, and why
-        else:
-            logger.warning("%s raised %s", run, type(error).__name__)
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("%s", user_trace(error))
+            # Of a value that cannot be sent: which, and why.
+            logger.error("%s: %s", self._shown(run), printable(str(error)))
+        elif logger.isEnabledFor(logging.WARNING):
+            kind, text = type(error).__name__, in_one_line(outcome.text_of(error))
+            trace = printable(user_trace(error).rstrip())
+            said = f"{kind}: {text}" if text else kind
+            # With `trace` by itself, a formatter can tell it apart.
+            logger.warning(
+                "%s raised %s\n%s", self._shown(run), said, trace, extra={"trace": trace}
+            )
 
 
 class LogCalls(Middleware):

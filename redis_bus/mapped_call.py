@@ -75,6 +75,7 @@ class MappedCall:
 
     def prepare(self, source: Source, options: Options) -> Steps[bool]:
         """Bind and encode it. Returns whether it has time left, in which it can be sent."""
+        __tracebackhide__ = True
         _, args, kwargs = self.shown
         self.target, self.key, self.body = yield from prepare(source, args, kwargs, self.seen)
         timeout = options.timeout if options.has_timeout else self.target.timeout

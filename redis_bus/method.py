@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from . import calls, dead_letters, direct, fan_out, forks
@@ -62,6 +63,7 @@ class Method(Generic[P, R]):
         of other types than those that make the round trip, and the errors of the bus:
         CallTimeout, NoWorkers, QueueFull, ConnectionLost, NotConfirmed.
         """
+        __tracebackhide__ = True
         value: Any
         drive, hooks = self._core.drive, self._core.middleware.calls
         if not hooks.are_any:
@@ -69,7 +71,7 @@ class Method(Generic[P, R]):
             return value  # type: ignore[no-any-return]
         call = self._seen(args, kwargs, "call")
         work = calls.call(self, args, kwargs, self._options, call)
-        value = hooks.around(call, lambda: drive(work))
+        value = hooks.around(call, partial(drive, work))
         return value  # type: ignore[no-any-return]
 
     def run(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncResult:
@@ -79,7 +81,10 @@ class Method(Generic[P, R]):
         where no worker takes it within that time. Raises what a call raises before it waits.
         """
 
+        __tracebackhide__ = True
+
         def enqueue(seen: Call | None = None) -> AsyncResult:
+            __tracebackhide__ = True
             route, job = self._core.drive(calls.run(self, args, kwargs, self._options, seen))
             return AsyncResult(self._core, route, job, self._options.allow)
 
@@ -87,7 +92,7 @@ class Method(Generic[P, R]):
         if not hooks:
             return enqueue()
         call = self._seen(args, kwargs, "run")
-        return hooks.around(call, lambda: enqueue(call))
+        return hooks.around(call, partial(enqueue, call))
 
     def _seen(self, args: Args, kwargs: Kwargs, kind: str) -> Call:
         """Return a call as middleware sees it."""
@@ -134,6 +139,7 @@ class Method(Generic[P, R]):
 
         Raises TypeError and ValueError for a timeout that is no number of seconds.
         """
+        __tracebackhide__ = True
         chosen = self._options.changed(timeout=timeout, fail_fast=fail_fast, allow=allow)
         method: Method[P, R] = Method(self._core, self.__name__, chosen)
         method.adopt(self.target)
@@ -150,6 +156,7 @@ class Method(Generic[P, R]):
         fit the method's signature, or the method has no cache_key; NotConfirmed where it is durable
         and too few replicas know that it was cleared.
         """
+        __tracebackhide__ = True
         return self._core.drive(calls.clear(self, args, kwargs))
 
     def clear_all_cache(self) -> None:
@@ -175,7 +182,7 @@ class Method(Generic[P, R]):
     def adopt(self, target: Target) -> None:
         """Look and act like this registration from here on."""
         self._target = target
-        self.__doc__ = target.descriptor.doc
+        self.__doc__ = target.doc
         self.__signature__ = target.signature
 
     def refreshed(self) -> Steps[Target]:

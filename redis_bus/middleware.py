@@ -177,11 +177,13 @@ class Hooks:
 
     def around(self, event: Any, work: Callable[[], T]) -> T:
         """Do the work between the hooks."""
+        __tracebackhide__ = True
         self.before(event)
         return self.then(event, work)
 
     def then(self, event: Any, work: Callable[[], T]) -> T:
         """Do the work, where the first hooks were called, and call the others."""
+        __tracebackhide__ = True
         try:
             value = work()
         except BaseException as error:
@@ -192,6 +194,7 @@ class Hooks:
 
     async def around_async(self, event: Any, work: Callable[[], Awaitable[T]]) -> T:
         """Do the work between the hooks, and await it."""
+        __tracebackhide__ = True
         self.before(event)
         try:
             value = await work()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 from . import codec, errors
 from .errors import BusError, ProtocolError, RemoteError, RemoteTraceback
+from .printable import in_one_line, printable
 from .protocol import ERROR_TAG
 
 _MSGPACK = codec.get_serializer("msgpack")
@@ -25,7 +26,7 @@ def encode_error(error: BaseException, trace: str | None = None) -> bytes:
     beginning counts. ``trace`` is shown instead of the exception's own traceback.
     """
     text = format_trace(error) if trace is None else trace
-    fields = {"type": _type_name(type(error)), "text": _safe_text(error), "traceback": text}
+    fields = {"type": _type_name(type(error)), "text": text_of(error), "traceback": text}
     try:
         args = codec.encode(tuple(error.args), _MSGPACK, max_bytes=MAX_ARGS_BYTES)
     except Exception:  # noqa: BLE001 - the callee's own `args` may be anything, and raise anything
@@ -47,6 +48,7 @@ def decode(
     one of the bus itself; any other is a RemoteError. The callee's traceback is its
     ``__cause__``. Raises ProtocolError for bytes that are no outcome.
     """
+    __tracebackhide__ = True
     if not is_error(outcome):
         return codec.decode(outcome, accept)
     error, trace = decode_error(outcome, allowed)
@@ -76,8 +78,8 @@ def decode_error(
         built = _build(kind, args, text)
         if built is not None:
             return built, trace
-    short = name.removeprefix("builtins.")
-    message = f"{short}: {text}" if text else short
+    short = in_one_line(name.removeprefix("builtins."))
+    message = f"{short}: {printable(text)}" if text else short
     return RemoteError(message, name, (text,) if args is None else args, trace), trace
 
 
@@ -111,7 +113,8 @@ def _type_name(kind: type[BaseException]) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _safe_text(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
+    """Return the text of an exception, its beginning where that is long; never fails."""
     try:
         text = str.__str__(str(error))  # its own __str__ may return a subclass
     except BaseException as problem:  # noqa: BLE001 - the callee's own __str__ may raise anything

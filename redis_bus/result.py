@@ -55,6 +55,7 @@ class AsyncResult(JobResult):
         CallTimeout where there is no outcome by then, and JobLost, after some 5 s, where Redis
         knows nothing of the job: it lost its data, or the result is no longer kept.
         """
+        __tracebackhide__ = True
         deadline = Deadline(self._core.timeout if timeout is None else timeout)
         found = self._core.drive(waiting.outcome_of(self._ticket(), deadline))
         return outcome.decode(found, self._core.serializer, self._allow)

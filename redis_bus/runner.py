@@ -20,6 +20,7 @@ from .errors import BusError, ProtocolError, SerializationError, WorkerLost
 from .frames import user_frames, user_trace
 from .loop import Loop, LoopHere, LoopThread
 from .middleware import Chain, Run
+from .printable import printable
 from .registration import Registration
 from .stop_flag import StopNow
 from .target import ShownCall, Target
@@ -158,9 +159,8 @@ class Runner:
         except StopNow:
             raise
         except BaseException as error:  # noqa: BLE001 - a serializer of the user's, too
-            shown = _shown(name, given)
-            logger.error("%s: %s", shown, error)
-            return self._failed(error, shown)
+            logger.error("%s: %s", name, printable(outcome.text_of(error)))
+            return self._failed(error, _shown(name, given))
         return given
 
     def lost(self, name: str) -> bytes:

@@ -20,6 +20,7 @@ from typing import Any, cast
 
 from .codec import from_json, to_json
 from .errors import ProtocolError, SerializationError
+from .printable import in_one_line
 from .rendering import annotation_text, shown, value_text
 
 _KINDS = {
@@ -52,7 +53,7 @@ class RemoteDefault:
     text: str
 
     def __repr__(self) -> str:
-        return self.text
+        return in_one_line(self.text)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -72,7 +73,7 @@ class RemoteAnnotation:
     text: str
 
     def __repr__(self) -> str:
-        return self.text
+        return in_one_line(self.text)
 
 
 def describe(func: Callable[..., object]) -> dict[str, object]:

@@ -14,6 +14,7 @@ from .deadline import check_seconds
 from .descriptor import Descriptor
 from .entries import MAX_ATTEMPTS
 from .errors import BusError, ProtocolError, SerializationError
+from .printable import printable
 from .protocol import Route, Service, check_method_name, check_prefix, partition_of
 from .rendering import shown
 
@@ -66,6 +67,12 @@ class Target:
         # Callers that make one call each are to be spread, too. `next` is safe in threads.
         self._turns = itertools.count(random.randrange(partitions))
 
+    @property
+    def doc(self) -> str | None:
+        """The docstring, as it can be shown."""
+        doc = self.descriptor.doc
+        return None if doc is None else printable(doc)
+
     def route_for(self, key: bytes | None) -> Route:
         """Return the way of a call: by its cache key, or the next one, to spread them evenly."""
         partitions = len(self.routes)
@@ -90,6 +97,7 @@ class Target:
 
     def encode(self, args: Args, kwargs: Kwargs, headers: Mapping[str, str]) -> bytes:
         """Return the arguments as bytes. Raises SerializationError, naming the path."""
+        __tracebackhide__ = True
         try:
             return arguments.encode(args, kwargs, headers, self.serializer)
         except SerializationError as error:
@@ -98,6 +106,7 @@ class Target:
 
     def _name_the_argument(self, args: Args, kwargs: Kwargs) -> None:
         """Raise with the path from the argument's own name, where one argument is at fault."""
+        __tracebackhide__ = True
         bound = self.signature.bind(*args, **kwargs)
         for name, value in bound.arguments.items():
             try:
@@ -165,6 +174,7 @@ class Options:
         allow: tuple[type[BaseException], ...] = KEEP,
     ) -> Options:
         """Return these settings with others. Raises TypeError, ValueError for a wrong timeout."""
+        __tracebackhide__ = True
         if timeout is not KEEP:
             check_seconds("timeout", timeout)
         return Options(

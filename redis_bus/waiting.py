@@ -61,6 +61,7 @@ def wait(ticket: Ticket, deadline: Deadline, *, has_waited: bool = False) -> Ste
     The first slice is short; ``has_waited``: it is over. After it the log tells of a method nobody
     serves; after each, the call looks after workers that died, and whether its job is still known.
     """
+    __tracebackhide__ = True
     watch, longest = _Watch(ticket, deadline), FIRST_SLICE_SECONDS
     service, moves, away = ticket.route.service, 0, Away()
     while True:
@@ -104,6 +105,7 @@ def wait(ticket: Ticket, deadline: Deadline, *, has_waited: bool = False) -> Ste
 
 def outcome_of(ticket: Ticket, deadline: Deadline, *, has_waited: bool = False) -> Steps[bytes]:
     """Wait for a job's outcome, as `wait` does, with the call in each error of the connection."""
+    __tracebackhide__ = True
     try:
         return (yield from wait(ticket, deadline, has_waited=has_waited))
     except ConnectionLost as error:

@@ -133,6 +133,7 @@ class Window:
 
     def _prepare(self, one: MappedCall) -> bool:
         """Make a call ready to be sent. Returns whether it can be."""
+        __tracebackhide__ = True
         try:
             if self.hooks:
                 one.begin(self._core.name, self.hooks)

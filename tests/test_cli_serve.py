@@ -339,13 +339,21 @@ def test_logs_are_text_or_one_json_object_a_line(processes: Processes, client_bu
     lines = [json.loads(line) for line in end(process).splitlines()]
     assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
     raised = [line for line in lines if line["level"] == "warning"]
-    assert [line["message"] for line in raised] == ["math_add(1, '2') raised TypeError"]
+    said = "math_add raised TypeError: unsupported operand type(s) for +: 'int' and 'str'"
+    assert [line["message"] for line in raised] == [said]
+    assert "in add" in raised[0]["traceback"] and "redis_bus" not in raised[0]["traceback"]
 
     process = start(processes, client_bus)
     with pytest.raises(TypeError):
         client_bus["math_add"](1, "2")
-    said = end(process).splitlines()
-    assert len(said) == 2 and "WARNING" in said[1] and "math_add(1, '2') raised" in said[1]
+    _, warned, *trace = end(process).splitlines()
+    assert "WARNING" in warned and said in warned
+    assert all(line.startswith("    ") for line in trace) and "in add" in "".join(trace)
+
+    process = start(processes, client_bus, "--log-arguments")
+    with pytest.raises(TypeError):
+        client_bus["math_add"](1, "2")
+    assert "math_add(1, '2') raised TypeError" in end(process)
 
 
 def test_url_decides_where_the_bus_of_a_module_is(
