@@ -16,10 +16,10 @@ import click
 
 from .address import hide_password
 from .bus import Bus
-from .embedded import EmbeddedUnavailable, how_to_install
 from .errors import BusError, CallTimeout, ConnectionLost, NoWorkers
 from .failures import NO_REDIS, WAYS_OUT
 from .method import Method
+from .servers import EmbeddedUnavailable, how_to_install
 
 F = TypeVar("F", bound=Callable[..., Any])
 

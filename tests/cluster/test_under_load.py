@@ -32,6 +32,7 @@ PARTITIONS = 3
 # -- nothing gets lost --------------------------------------------------------------------------
 
 
+@pytest.mark.brief
 def test_a_slot_moves_in_stages(cluster: Cluster, loaded: Loaded) -> None:
     with loaded(cluster, "a slot moves in stages") as load:
         source, target = cluster.master_of(TAG), away_from(cluster, TAG)[0]
