@@ -44,7 +44,7 @@ from redis_bus.servers import bundled_server, product
 from redis_bus.sweep import sweep
 from tests.faults.place import RedisServer, _free_port
 from tests.servers import find_servers, has_tls, with_tls
-from tests.support import PATIENCE_SECONDS, Processes, eventually, serving, workers
+from tests.support import PATIENCE_SECONDS, Processes, eventually, needs_wheel, serving, workers
 from tests.test_readme import README, blocks
 
 SERVERS = find_servers()
@@ -800,6 +800,7 @@ def tls_users(tls: Place) -> Users:
     return users
 
 
+@needs_wheel
 def test_the_embedded_server_of_the_wheel_is_built_without_tls() -> None:
     """As the README says; so what follows is tested with other servers only."""
     bundled = bundled_server()
