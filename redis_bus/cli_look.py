@@ -25,6 +25,7 @@ from .cli_common import (
 from .descriptor import Descriptor
 from .errors import BusError, ProtocolError
 from .protocol import Service, methods_key
+from .servers import product
 
 if TYPE_CHECKING:
     from .layout import Layout
@@ -219,10 +220,7 @@ def server_version(bus: Bus) -> tuple[str, str]:
         # INFO needs a permission that a caller may not have.
         return "Redis", "(version unknown)"
     lines = bytes(reply).decode("utf-8", "replace").splitlines()
-    info = dict(line.split(":", 1) for line in lines if ":" in line)
-    if "valkey_version" in info:
-        return "Valkey", info["valkey_version"]
-    return "Redis", info.get("redis_version", "(version unknown)")
+    return product(dict(line.split(":", 1) for line in lines if ":" in line))
 
 
 def _count_workers(bus: Bus) -> int:

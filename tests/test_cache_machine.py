@@ -14,7 +14,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.cache_machine import CacheMachine
 from tests.cache_model import Wire
 from tests.conftest import Tell
-from tests.support import find_servers
+from tests.servers import oldest
 
 # On the first of the servers, or four times what the profile says; the others get a part of it.
 EXAMPLES = 1_000
@@ -42,7 +42,7 @@ def test_no_order_of_steps_breaks_a_rule_of_the_cache(
     wire: Wire, request: pytest.FixtureRequest, tell: Tell
 ) -> None:
     usual = hypothesis.settings().max_examples
-    is_first = request.node.callspec.params["server"] == min(find_servers())
+    is_first = request.node.callspec.params["server"] == oldest()
     examples = max(EXAMPLES, 4 * usual) if is_first else max(PART, usual // 25)
     counts: Counter[str] = Counter()
     started = time.monotonic()

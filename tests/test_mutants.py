@@ -17,7 +17,7 @@ from tests.cache_machine import CacheMachine
 from tests.cache_model import RULES, Wire
 from tests.conftest import Tell
 from tests.mutants import MUTANTS, Mutant
-from tests.support import find_servers
+from tests.servers import find_servers, oldest
 
 # Most are found within a hundred; what is not found in all of these survives.
 EXAMPLES = 3_000
@@ -32,9 +32,8 @@ PARTS = 6
 @pytest.fixture
 def wire() -> Iterator[Wire]:
     """One server is enough here: it is the machine that is tested."""
-    servers = find_servers()
     with (
-        EmbeddedRedis(servers[min(servers)]) as embedded,
+        EmbeddedRedis(find_servers()[oldest()]) as embedded,
         redis.Redis.from_url(embedded.url) as client,
     ):
         wire = Wire(client)

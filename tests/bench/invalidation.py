@@ -295,12 +295,13 @@ def run_inside(rounds: int) -> None:
     import redis
 
     from redis_bus.embedded import EmbeddedRedis
+    from redis_bus.servers import product
 
     with EmbeddedRedis(port=0) as server:
         with redis.Redis.from_url(server.url) as client:
-            version = client.info("server")["redis_version"]
+            version = " ".join(product(client.info("server")))
         python = sys.version.split()[0]
-        print(f"Python {python}, redis-py {redis.__version__}, Redis {version}\n", flush=True)
+        print(f"Python {python}, redis-py {redis.__version__}, {version}\n", flush=True)
         report(asyncio.run(measure(server.url, rounds)), rounds)
 
 

@@ -11,16 +11,15 @@ import pytest
 import redis
 
 from redis_bus.embedded import EmbeddedRedis
-from tests.cluster.kinds import executables, kinds
 from tests.cluster.load import Load, Loaded, MakeLoad
 from tests.cluster.support import Servers, Service, served
 from tests.cluster_servers import Cluster
-from tests.conftest import Tell
+from tests.conftest import SERVERS, Tell
 from tests.sentinel_servers import Sentinels
 from tests.support import Processes
 
 
-@pytest.fixture(scope="session", params=kinds())
+@pytest.fixture(scope="session", params=SERVERS)
 def kind(request: pytest.FixtureRequest) -> str:
     """Each kind of server in turn."""
     return str(request.param)
@@ -29,14 +28,14 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def cluster(kind: str) -> Iterator[Cluster]:
     """A cluster of three masters, each with a replica."""
-    with Cluster(executables()[kind]) as cluster:
+    with Cluster(SERVERS[kind]) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="session")
 def sentinels(kind: str) -> Iterator[Sentinels]:
     """A master and two replicas under three sentinels."""
-    with Sentinels(executables()[kind]) as sentinels:
+    with Sentinels(SERVERS[kind]) as sentinels:
         yield sentinels
 
 

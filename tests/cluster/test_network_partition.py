@@ -21,7 +21,6 @@ from redis_bus.directory import UnknownMethod
 from redis_bus.protocol import Command
 from redis_bus.transport import NodeTransport
 from tests.cluster import split_load
-from tests.cluster.kinds import executables
 from tests.cluster.load import MAINLAND, Loaded
 from tests.cluster.split_load import SplitLoad
 from tests.faults.faces import AsyncFace
@@ -29,12 +28,13 @@ from tests.parted_cluster import ISLAND, PartedCluster, PartedNode, from_island
 from tests.parted_cluster import MAINLAND as ADDRESS
 from tests.partition_proxy import How
 from tests.programs.load import TAG
+from tests.servers import find_servers
 from tests.support import PATIENCE_SECONDS, eventually
 
 
 @pytest.fixture(scope="module")
 def cluster(kind: str) -> Iterator[PartedCluster]:
-    with PartedCluster(executables()[kind]) as cluster:
+    with PartedCluster(find_servers()[kind]) as cluster:
         yield cluster
 
 

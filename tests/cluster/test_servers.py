@@ -13,7 +13,8 @@ from tests.cluster_node import ClusterNode
 from tests.cluster_servers import Cluster
 from tests.sentinel_servers import Sentinels
 from tests.server_group import free_ports
-from tests.support import ROOT, Processes, eventually, find_servers
+from tests.servers import find_servers, oldest
+from tests.support import ROOT, Processes, eventually
 
 TAG = "{tag}"
 KEYS = [f"{TAG}{n}" for n in range(5)]
@@ -196,7 +197,7 @@ def test_sentinels_without_their_master_are_made_anew_on_their_ports(
 
 
 def test_no_server_outlives_a_killed_test_run(some: Processes) -> None:
-    executable = sorted(find_servers().values())[0]
+    executable = find_servers()[oldest()]
     run = some.python(
         f"""
         import sys, time
@@ -235,7 +236,7 @@ def test_ports_are_given_once_and_have_bus_ports() -> None:
 
 
 def test_a_node_keeps_its_port_and_its_name_over_restarts() -> None:
-    node = ClusterNode(sorted(find_servers().values())[0], *free_ports(1))
+    node = ClusterNode(find_servers()[oldest()], *free_ports(1))
     with closing(node):
         node.start()
         name, url = node.name, node.url

@@ -85,7 +85,7 @@ def kinds(over: str | None) -> list[Kind]:
     Every server sees the plain one. What is new with a face or with slots is not the servers'
     doing, and is seen on one of them.
     """
-    servers = sorted(support.find_servers())
+    servers = list(support.find_servers())
     first, last = servers[0], servers[-1]
     more = {
         None: [],

@@ -150,6 +150,7 @@ def test_the_outcome_for_a_killed_caller_does_not_outlive_result_expire(
     assert left == []
 
 
+@pytest.mark.brief
 @pytest.mark.together(over=FACES)
 def test_a_flight_goes_on_for_those_who_joined_a_caller_that_is_killed(place: Place) -> None:
     place.serve(HELD)

@@ -18,7 +18,8 @@ from redis_bus import Bus, BusError, ConnectionLost
 from redis_bus.embedded import EmbeddedRedis
 from tests.faults.cutting_proxy import CuttingProxy, How, Way
 from tests.faults.faces import AsyncFace
-from tests.support import eventually, find_servers, serving
+from tests.servers import find_servers, oldest
+from tests.support import eventually, serving
 
 SERVERS = find_servers()
 WAYS = [pytest.param(way, id=way.name.lower()) for way in Way]
@@ -35,7 +36,7 @@ HEARTBEATS_SECONDS = 12.0
 LOOP = b"wake:"
 
 
-@pytest.fixture(scope="module", params=sorted(SERVERS))
+@pytest.fixture(scope="module", params=SERVERS)
 def tcp_server(request: pytest.FixtureRequest) -> Iterator[EmbeddedRedis]:
     """A Redis that listens on TCP, of each kind in turn."""
     with EmbeddedRedis(SERVERS[request.param], port=0) as embedded:
@@ -55,7 +56,7 @@ def proxy(
     request: pytest.FixtureRequest, tcp_server: EmbeddedRedis, client: redis.Redis
 ) -> Iterator[CuttingProxy]:
     """A proxy in front of that Redis."""
-    is_first = request.node.callspec.params["tcp_server"] == min(SERVERS)
+    is_first = request.node.callspec.params["tcp_server"] == oldest()
     with CuttingProxy(tcp_server.url, 1 if is_first else STRIDE) as proxy:
         yield proxy
 

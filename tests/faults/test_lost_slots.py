@@ -77,7 +77,7 @@ def test_another_worker_runs_all_jobs_of_a_killed_one_that_may_run_again(place: 
 
 
 @pytest.mark.parametrize("way", [pytest.param(way, id=way.name.lower()) for way in Way])
-@pytest.mark.parametrize("kind", sorted(find_servers()))
+@pytest.mark.parametrize("kind", find_servers())
 def test_a_job_on_its_way_to_a_slot_that_is_cut_off_is_run_by_another_at_once(
     kind: str, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,7 @@ def test_another_worker_runs_the_job_of_a_killed_one_where_it_may_run_again(
         assert begun(place).count("1") == 2
 
 
+@pytest.mark.brief
 @pytest.mark.together(over=FACES)
 @pytest.mark.parametrize("method", MAY_RUN_AGAIN)
 def test_the_job_of_the_only_worker_runs_again_once_there_is_another(

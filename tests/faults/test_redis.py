@@ -212,6 +212,7 @@ def passed(place: Place, seconds: float) -> None:
 # -- it ends and comes back -----------------------------------------------------------------------
 
 
+@pytest.mark.brief
 @pytest.mark.together(over=BOTH)
 def test_after_redis_was_killed_and_is_back_empty_all_goes_on_by_itself(place: Place) -> None:
     workers = [serve(place), serve(place)]
@@ -351,6 +352,7 @@ def test_a_redis_that_stands_still_for_long_loses_no_running_job_and_runs_none_t
 # -- it forgets -----------------------------------------------------------------------------------
 
 
+@pytest.mark.brief
 @pytest.mark.together(over=BOTH)
 def test_scripts_may_be_flushed_at_any_moment(place: Place) -> None:
     worker = serve(place)
@@ -396,6 +398,7 @@ def test_a_cleanup_while_workers_and_callers_live_is_got_over(place: Place) -> N
 # -- it is full -----------------------------------------------------------------------------------
 
 
+@pytest.mark.brief
 @pytest.mark.together(over=BOTH)
 def test_out_of_memory_is_told_to_callers_and_harms_no_running_job_and_no_worker(
     place: Place,

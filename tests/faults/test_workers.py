@@ -37,6 +37,7 @@ def is_member(place: Place, process: subprocess.Popen[str]) -> bool:
 # -- told to stop -----------------------------------------------------------------------------
 
 
+@pytest.mark.brief
 @pytest.mark.together(over=BOTH)
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_lets_the_running_job_finish_and_leaves_the_queued_to_another_worker(

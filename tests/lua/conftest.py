@@ -1,6 +1,6 @@
 """A service on an empty Redis, with one method published.
 
-The system's server is in cluster mode here, so that what has keys of two slots is refused.
+All servers but the oldest are in cluster mode here, so that what has keys of two slots is refused.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from tests.cluster_servers import Cluster
 from tests.conftest import SERVERS
 from tests.declared_keys import watched
 from tests.lua.driver import Driver
+from tests.servers import oldest
 
 
-@pytest.fixture(scope="session", params=sorted(SERVERS))
+@pytest.fixture(scope="session", params=SERVERS)
 def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedRedis | ClusterNode]:
-    """A Redis of each kind in turn; the system's is a cluster of one node."""
-    if request.param == "system":
-        with Cluster(SERVERS["system"], masters=1, replicas=0) as cluster:
+    """A Redis of each kind in turn; all but the oldest are clusters of one node."""
+    if request.param != oldest():
+        with Cluster(SERVERS[request.param], masters=1, replicas=0) as cluster:
             yield cluster.masters[0]
     else:
         with EmbeddedRedis(SERVERS[request.param]) as embedded:
