@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import HypothesisException, NoSuchExample
 from hypothesis.strategies import SearchStrategy
 
+from .annotations import signature_of
 from .cache_key import compile_template
 from .errors import SerializationError
 from .method import Method
@@ -156,7 +157,7 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, Parameter]:
     try:
         return inspect.signature(function, eval_str=True).parameters
     except Exception:  # noqa: BLE001 - annotations are code; those that fail need a strategy
-        return inspect.signature(function).parameters
+        return signature_of(function).parameters
 
 
 def _find_subject(function: Callable[..., Any], cache_key: str | bool | None) -> _Subject:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from inspect import Parameter, Signature
 from types import CodeType, FunctionType
 
+from .annotations import signature_of
 from .codec import from_json, to_json
 from .errors import ProtocolError, SerializationError
 
@@ -71,7 +72,7 @@ def describe(func: Callable[..., object]) -> dict[str, object]:
     one that no ``def`` could have, and TypeError where ``func`` is not callable.
     """
     try:
-        signature = inspect.signature(func)
+        signature = signature_of(func)
     except ValueError as error:
         raise ValueError(
             f"{func!r} has no signature that Python can read; wrap it in a function"
