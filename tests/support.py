@@ -25,6 +25,15 @@ PATIENCE_SECONDS = 30.0
 SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.005, 0.05
 
 
+def heed_interrupts() -> None:
+    """Have SIGINT interrupt this process, and all that it starts, whatever started it.
+
+    A shell that starts something in the background has it ignore SIGINT, which processes inherit.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def in_faults(test: str) -> bool:
     """Whether a test, named as pytest does, is one of tests/faults, which run side by side."""
     return test.startswith("tests/faults/")
