@@ -69,6 +69,7 @@ setup(
         "Intended Audience :: Developers",
         "Operating System :: POSIX",
         "Programming Language :: Python :: 3 :: Only",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 15)),
         "Typing :: Typed",
     ],
 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import redis
+
+from .annotations import signature_of
 
 SCHEMES = {
     "redis": "redis",
@@ -208,5 +209,5 @@ def _settings_of(connection_class: type[Any]) -> set[str]:
         name
         for one in connection_class.__mro__
         if "__init__" in vars(one)
-        for name in inspect.signature(vars(one)["__init__"]).parameters
+        for name in signature_of(vars(one)["__init__"]).parameters
     }

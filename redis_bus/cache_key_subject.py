@@ -13,6 +13,7 @@ from string import Formatter
 from typing import Any, NamedTuple
 
 from . import codec
+from .annotations import signature_of
 from .cache_key import compile_template
 from .errors import SerializationError
 from .method import Method
@@ -105,7 +106,7 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, Parameter]:
     try:
         return inspect.signature(function, eval_str=True).parameters
     except Exception:  # noqa: BLE001 - annotations are code; those that fail need a strategy
-        return inspect.signature(function).parameters
+        return signature_of(function).parameters
 
 
 def find_subject(function: Callable[..., Any], cache_key: str | bool | None) -> Subject:

@@ -31,6 +31,8 @@ class EndingSignals:
     The first one raises; those that follow are ignored, for cleaning up takes seconds at most.
     Python swallows what is raised in a destructor, or in the callback of a weak reference, of which
     there are many in an import, and prints its traceback: here it is raised again, and not printed.
+    Until Python 3.11 a RuntimeError is made of it where a class is made, as of each enum: that ends
+    the block as the signal itself would.
     """
 
     def __init__(self) -> None:
@@ -54,11 +56,13 @@ class EndingSignals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._raised = None
+        raised, self._raised = self._raised, None
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if sys.unraisablehook == self._see_swallowed:  # not that of a user's module
             sys.unraisablehook = self._unraisable_before
+        if raised is not None and error is not raised and _stems_from(error, raised):
+            raise raised from None
 
     def ignore(self) -> None:
         """Ignore signals from now on: only cleaning up is left to do."""
@@ -133,6 +137,12 @@ class EndingSignals:
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         # A closed terminal ends a worker as SIGTERM does, whoever handles that just then.
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _stems_from(error: BaseException | None, cause: BaseException) -> bool:
+    while error is not None and error is not cause:
+        error = error.__cause__
+    return error is cause
 
 
 class SignalPipe:

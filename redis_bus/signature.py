@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import inspect
 import json
 import keyword
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from inspect import Parameter, Signature
 from types import CodeType, FunctionType
 from typing import Any, cast
 
+from .annotations import signature_of
 from .codec import from_json, to_json
 from .errors import ProtocolError, SerializationError
 from .printable import in_one_line
@@ -86,7 +86,7 @@ def describe(func: Callable[..., object]) -> dict[str, object]:
     one that no ``def`` could have, and TypeError where ``func`` is not callable.
     """
     try:
-        signature = inspect.signature(func)
+        signature = signature_of(func)
     except ValueError as error:
         raise ValueError(
             f"{func!r} has no signature that Python can read; wrap it in a function"

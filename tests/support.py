@@ -34,6 +34,15 @@ needs_wheel = pytest.mark.skipif(
 )
 
 
+def heed_interrupts() -> None:
+    """Have SIGINT interrupt this process, and all that it starts, whatever started it.
+
+    A shell that starts something in the background has it ignore SIGINT, which processes inherit.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def in_faults(test: str) -> bool:
     """Whether a test, named as pytest does, is one of tests/faults, which run side by side."""
     return test.startswith("tests/faults/")

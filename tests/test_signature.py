@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import collections.abc
 import copy
 import functools
@@ -437,7 +436,7 @@ def test_a_method_is_named_for_its_function() -> None:
     assert method_name(Holder().method, "h.") == "h.method"
     assert method_name(Holder) == "Holder"
     assert method_name(len) == "len"
-    assert asyncio.iscoroutinefunction(coroutine) and method_name(coroutine) == "coroutine"
+    assert inspect.iscoroutinefunction(coroutine) and method_name(coroutine) == "coroutine"
 
 
 @pytest.mark.parametrize("func", [lambda: 1, functools.partial(plain, 1), Holder()])

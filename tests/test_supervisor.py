@@ -538,10 +538,30 @@ def test_a_signal_that_was_swallowed_is_one_before_anything_is_served(alone: Pro
     assert process.returncode == 143
 
 
+def test_a_signal_in_the_making_of_a_class_ends_without_a_traceback(alone: Processes) -> None:
+    """As in an import that makes an enum: until Python 3.11 a RuntimeError is made of it."""
+    process = alone.python(
+        """
+        import os, signal
+        from redis_bus.cli_signals import EndingSignals
+
+        class Told:
+            def __set_name__(self, owner, name):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with EndingSignals():
+            class Holder:
+                told = Told()
+        """
+    )
+    assert process.communicate(timeout=PATIENCE_SECONDS)[1] == ""
+    assert process.returncode == 143
+
+
 def test_what_else_python_swallows_is_told_as_ever(alone: Processes) -> None:
     alone.write("service.py", "class Last:\n    def __del__(self):\n        1 / 0\nLast()\n")
     shown = alone.run("redis-bus", "service.bus")
-    assert "Exception ignored in" in shown.stderr and "ZeroDivisionError" in shown.stderr
+    assert "Exception ignored " in shown.stderr and "ZeroDivisionError" in shown.stderr
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells children")
