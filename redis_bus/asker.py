@@ -179,7 +179,10 @@ class Asker:
                 if self._stopping.wait(seconds):
                     return
                 try:
-                    self._transport.exchange(("PING",), place=self._post.service.base)
+                    # A write that changes nothing: a replica would answer to a PING.
+                    self._transport.exchange(
+                        ("HDEL", self._post.running, ""), timeout=LEAVE_SECONDS
+                    )
                     if self._post.service.part == 0:  # of several, once is enough
                         worker.publish()
                 except BusError:

@@ -12,11 +12,12 @@ from .async_cluster import open_loops
 from .core import Core
 from .errors import BusError, ConnectionLost
 from .loops import BusClosed, Connections
+from .patience import LEAST_SECONDS
 from .protocol import Service
 from .registration import Registration
 from .steps import Request, Steps, Wait, Withdrawal
 from .target import Target
-from .transport import LEAST_SECONDS, READ_SECONDS, SOON_SECONDS
+from .transport import READ_SECONDS, SOON_SECONDS
 
 if TYPE_CHECKING:
     from .async_method import AsyncMethod
