@@ -179,10 +179,10 @@ class Asker:
                 if self._stopping.wait(seconds):
                     return
                 try:
-                    # A write that changes nothing: a replica would answer to a PING.
-                    self._transport.exchange(
-                        ("HDEL", self._post.running, ""), timeout=LEAVE_SECONDS
-                    )
+                    # The write changes nothing: a replica would answer to the PING alone.
+                    look = ("PING",), ("HDEL", self._post.running, "")
+                    place = self._post.service.base
+                    self._transport.exchange(*look, timeout=LEAVE_SECONDS, place=place)
                     if self._post.service.part == 0:  # of several, once is enough
                         worker.publish()
                 except BusError:

@@ -25,7 +25,7 @@ from .errors import (
     SerializationError,
     WorkerLost,
 )
-from .failures import NotNow, is_undone
+from .failures import NotNow, SentBefore, is_undone
 from .middleware import Call
 from .partitions import announce
 from .protocol import Command, Route, Service
@@ -172,7 +172,7 @@ def call(
                 found = yield from made
         except ConnectionLost as error:
             is_waiting = isinstance(error, NotNow) and deadline.left() is not None
-            again = isinstance(error, NotNow) or (target.may_run_twice and not is_undone(error))
+            again = isinstance(error, NotNow) or _may_repeat(target, error)
             if not again or (attempt == MAX_TRIES - 1 and not is_waiting):
                 raise ConnectionLost(lost_message(shown, target, error)) from error
             lost, begun = error, None
@@ -568,7 +568,11 @@ def raise_refusal(status: list[Any], target: Target, shown: ShownCall | str) -> 
     raise ProtocolError(f"{shown}: the script 'call' answered {status!r}")
 
 
+def _may_repeat(target: Target, error: ConnectionLost) -> bool:
+    return target.may_run_twice and not (is_undone(error) or isinstance(error, SentBefore))
+
+
 def lost_message(shown: ShownCall | str, target: Target, error: ConnectionLost) -> str:
-    if target.may_run_twice or is_undone(error):
+    if target.may_run_twice or is_undone(error) or isinstance(error, SentBefore):
         return f"{shown}: {error}"
     return f"{shown}: {error}; it is unknown whether it ran, so it is not sent again"

@@ -53,6 +53,10 @@ class Refused(NotConnected):
     """Redis does not want us, and will not soon: the password is wrong, say. Nothing was done."""
 
 
+class SentBefore(ConnectionLost):
+    """No connection can be made now, for a call that was sent before, as it says."""
+
+
 def is_unreachable(error: ConnectionLost) -> bool:
     """Whether no connection could be made at all, so that nothing was sent."""
     return isinstance(error, NotConnected)
@@ -134,14 +138,14 @@ def refusal_of_login(error: BaseException, address: str, server: str = "Redis") 
     text = str(error).lower()
     if "without any password" in text or "no password is set" in text:
         return f"{server} at {address} has no password, and one was given: leave it out"
-    way = "redis://:PASSWORD@HOST or redis://USER:PASSWORD@HOST"
+    way = "as :PASSWORD@ or USER:PASSWORD@ before the host"
     if server != "Redis":
-        way = "?sentinel_password=PASSWORD, and &sentinel_username=USER"
+        way = "behind a ? as sentinel_password=, and sentinel_username="
     if "invalid" in text or "wrongpass" in text or "disabled" in text:
         text = f"{server} at {address} does not accept the password, or the user"
-        return f"{text}; what is said in the URL ({way}), or by password= and username=, is wrong"
+        return f"{text}; correct it in the URL, {way}, or in password= and username="
     text = f"{server} at {address} asks for a password"
-    return f"{text}; say it in the URL ({way}), or by password= and username="
+    return f"{text}; say it in the URL, {way}, or by password= and username="
 
 
 def explain_tls(error: BaseException, settings: dict[str, Any]) -> str | None:

@@ -16,7 +16,7 @@ from .errors import (
     NoWorkers,
     ProtocolError,
 )
-from .failures import WAYS_OUT, NotNow, is_unreachable
+from .failures import WAYS_OUT, NotNow, SentBefore, is_unreachable
 from .patience import GRACE_SECONDS
 from .protocol import MOVED_TAG, SLICE_SECONDS, Route
 from .steps import Request, Steps, Wait, Withdrawal, ask
@@ -88,7 +88,7 @@ def wait(ticket: Ticket, deadline: Deadline, *, has_waited: bool = False) -> Ste
                 raise ConnectionLost(str(error)) from error
             if is_late or pause is None:
                 if is_unreachable(error):
-                    raise ConnectionLost(_sent_before(error, ticket)) from error
+                    raise SentBefore(_sent_before(error, ticket)) from error
                 raise
             logger.debug("%s: %s; trying again", ticket.shown, error)
             yield Request((), pause=pause)
