@@ -1,4 +1,4 @@
-"""What is said where Redis asks for a password: what is wrong, and what to do; never the password."""
+"""What is said where Redis asks for a password: what is wrong, what to do, never a secret."""
 
 from __future__ import annotations
 
