@@ -179,7 +179,10 @@ class Asker:
                 if self._stopping.wait(seconds):
                     return
                 try:
-                    self._transport.exchange(("PING",), place=self._post.service.base)
+                    # The write changes nothing: a replica would answer to the PING alone.
+                    look = ("PING",), ("HDEL", self._post.running, "")
+                    place = self._post.service.base
+                    self._transport.exchange(*look, timeout=LEAVE_SECONDS, place=place)
                     if self._post.service.part == 0:  # of several, once is enough
                         worker.publish()
                 except BusError:

@@ -12,8 +12,9 @@ from .cluster import RoutedTransport
 from .confirm import Confirm
 from .errors import BusError, ConnectionLost
 from .loops import LoopBound, Loops, ask_twice
+from .patience import Patience
 from .protocol import Command
-from .routing import ASK_SECONDS, CONNECT_SECONDS, Act, Acts, Learn, Load, Patience, Pause, Send
+from .routing import ASK_SECONDS, CONNECT_SECONDS, Act, Acts, Learn, Load, Pause, Send
 from .slots import Node, slot_of, slot_of_command
 from .transport import READ_SECONDS, NodeTransport, Transport
 

@@ -12,11 +12,12 @@ from .async_cluster import open_loops
 from .core import Core
 from .errors import BusError, ConnectionLost
 from .loops import BusClosed, Connections
+from .patience import GRACE_SECONDS, LEAST_SECONDS
 from .protocol import Service
 from .registration import Registration
 from .steps import Request, Steps, Wait, Withdrawal
 from .target import Target
-from .transport import LEAST_SECONDS, READ_SECONDS, SOON_SECONDS
+from .transport import READ_SECONDS, SOON_SECONDS
 
 if TYPE_CHECKING:
     from .async_method import AsyncMethod
@@ -62,16 +63,17 @@ class AsyncCore:
         transport = self.loops.here()
 
         async def ask() -> Target:
-            return await self._drive(self.look_up(name), transport)
+            return await self._drive(self.look_up(name, seconds), transport)
 
         lost = self._core.transport.lost
         longest = 2 * READ_SECONDS
-        timeout = longest if seconds is None else min(longest, seconds)
+        # Where it is not to be had in that time, it says why: that is known a moment later.
+        timeout = longest if seconds is None else min(longest, seconds + GRACE_SECONDS / 2)
         return await transport.once(f"method {name}", ask, timeout, lost)
 
-    def look_up(self, name: str) -> Steps[Target]:
-        """Ask what is published under a name."""
-        target = yield from self._core.look_up(name)
+    def look_up(self, name: str, budget: float | None = None) -> Steps[Target]:
+        """Ask what is published under a name. See `Core.look_up`."""
+        target = yield from self._core.look_up(name, budget)
         if name in self.methods:
             # Copies of a method with other options are made from this one.
             self.methods[name].adopt(target)

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import hiredis
 import redis
 
-from .errors import ConnectionLost
 from .link import PUSHED
 from .protocol import Command, pack
 from .transport import FRESH_SECONDS, READ_SECONDS, NodeTransport
@@ -30,7 +29,6 @@ _ERRNO = re.compile(r"\[Errno (\d+)\]")
 _NOT_YET = object()
 ASKING: Command = ("ASKING",)
 CLOSED = "Redis closed it"
-HANG_UPS = (ConnectionResetError, BrokenPipeError)
 
 
 class Receiver(Protocol):
@@ -99,13 +97,9 @@ class AsyncLink(asyncio.Protocol):
             if isinstance(error, asyncio.TimeoutError):
                 raise self._base.lost_connecting(late()) from None
             if isinstance(error, (redis.RedisError, OSError)):
-                raise self._lost_connecting(plain(error)) from None
+                raise self._base.lost_connecting(plain(error)) from None
             raise
-
-    def _lost_connecting(self, error: Exception) -> ConnectionLost:
-        if isinstance(error, HANG_UPS):  # who hangs up was there
-            return self._base.lost(error)
-        return self._base.lost_connecting(error)
+        self._base.connected()
 
     async def _take_over(self) -> None:
         """Connect. After the handshake, what comes is ours, without a stream between."""

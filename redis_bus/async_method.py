@@ -13,7 +13,7 @@ from .context import headers
 from .deadline import Deadline
 from .directory import UnknownMethod
 from .errors import BusError, ConnectionLost
-from .failures import is_unreachable
+from .failures import NotNow, is_unreachable
 from .fan_out import DEFAULT_WINDOW
 from .loops import BusClosed
 from .middleware import Call
@@ -196,7 +196,7 @@ class AsyncMethod:
                 raise AttributeError(text) from None
             except ConnectionLost as error:
                 # Looking it up does no harm, however often.
-                if is_unreachable(error):
+                if is_unreachable(error) and not isinstance(error, NotNow):
                     raise ConnectionLost(f"{self.__name__}: {error}") from error
                 left = deadline.left()
                 if pause is None or (left is not None and left <= pause):

@@ -25,10 +25,19 @@ from .async_link import (
 from .confirm import Confirm
 from .distributed import BLOCKING_ONLY, CLASSES
 from .errors import BusError, ConnectionLost
-from .failures import Failure, is_undone
+from .failures import (
+    MAXCLIENTS,
+    Failure,
+    NotNow,
+    is_passing,
+    is_role_of_master,
+    is_undone,
+    replica_error,
+)
 from .loops import BUS_CLOSED, BusClosed, LoopBound, ask_twice
+from .patience import GRACE_SECONDS, Patience
 from .protocol import Command
-from .transport import LOAD_TRIES, READ_SECONDS, SOON_SECONDS, NodeTransport, is_role_of_master
+from .transport import LOAD_TRIES, READ_SECONDS, ROLE, SOON_SECONDS, NodeTransport
 
 T = TypeVar("T")
 Link = TypeVar("Link", bound=AsyncLink)
@@ -64,6 +73,8 @@ class AsyncTransport(LoopBound):
         self._inbox: Inbox | None = None
         self._inbox_name = InboxName()
         self._confirmer = Confirmer(self._open, self._begin, base)
+        self._left: list[AsyncLink] = []  # given up, but not all was answered yet
+        self._moves = False  # whether a master was a replica, and none has answered since
         self._forgotten: deque[Command] = deque(maxlen=MAX_FORGOTTEN)
         self._unlinked: dict[str, list[str]] = {}
 
@@ -78,23 +89,48 @@ class AsyncTransport(LoopBound):
 
         See `Transport.exchange`. Raises BusClosed, too.
         """
-        replies: list[Any] = []
+        replies, failure = await self.converse(commands, timeout, confirm=confirm)
+        if failure is None:
+            return replies
+        return await self._go_on(commands, replies, failure, timeout, confirm)
+
+    async def _go_on(
+        self,
+        commands: Sequence[Command],
+        replies: list[Any],
+        failure: Failure,
+        timeout: float,
+        confirm: Confirm | None,
+    ) -> list[Any]:
+        """Send what was not carried out: once Redis knows the scripts, and takes it again."""
+        patience = Patience(timeout - GRACE_SECONDS)
         load: tuple[Command, ...] = ()
-        for turn in range(LOAD_TRIES):
-            rest = commands[len(replies) :]
-            started = self._loop.time()
-            more, failure = await self.converse((*load, *rest), timeout, confirm=confirm)
-            replies += more[len(load) :]
-            if failure is None:
-                return replies
-            if not isinstance(failure, redis.exceptions.NoScriptError):
-                raise self._base.refused(failure)
-            timeout = max(LOOK_AGAIN_SECONDS, timeout - (self._loop.time() - started))
-            if turn == 0:
-                await self.load_scripts(timeout)
-            else:  # somebody flushes them at once: what is needed goes along
-                load = (scripts.loading(str(commands[len(replies)][1])),)
-        raise self._base.forgets()
+        loads = 0
+        try:
+            while True:
+                left = max(LOOK_AGAIN_SECONDS, timeout - patience.passed())
+                if isinstance(failure, redis.exceptions.NoScriptError):
+                    if loads == LOAD_TRIES:
+                        raise self._base.forgets()
+                    if loads == 0:
+                        await self.load_scripts(left)
+                    else:  # somebody flushes them at once: what is needed goes along
+                        load = (scripts.loading(str(commands[len(replies)][1])),)
+                    loads += 1
+                else:
+                    await asyncio.sleep(self._base.bear(failure, patience))
+                rest = commands[len(replies) :]
+                left = max(LOOK_AGAIN_SECONDS, timeout - patience.passed())
+                more, lasting = await self.converse((*load, *rest), left, confirm=confirm)
+                replies += more[len(load) :]
+                if lasting is None:
+                    return replies
+                failure = lasting
+        except ConnectionLost as error:
+            if not replies or not is_undone(error):
+                raise
+            # The first of them were carried out.
+            raise self._base.cut_off(error) from error.__cause__
 
     async def converse(
         self,
@@ -121,9 +157,35 @@ class AsyncTransport(LoopBound):
         else:
             found = await within(link, link.exchange(tuple(commands)), timeout)
         for index, reply in enumerate(found):
+            if type(reply) is list and commands[index] == ROLE:
+                reply = replica_error(ROLE, reply) or reply
             if isinstance(reply, redis.RedisError):
+                self._give_up(link, reply)
+                if MAXCLIENTS in str(reply):  # there was no handshake in which it would be told
+                    return found[:index], self._base.lost_connecting(reply)
                 return found[:index], reply
+        if self._moves:
+            self._moves = False
+            self._leave_inbox()  # it may have been made while the address led to the old master
         return found, None
+
+    def _give_up(self, link: AsyncLink, error: BaseException) -> None:
+        """Use no connection any more that leads where a master is none now, as that error says.
+
+        Where the address leads elsewhere by now, new ones do.
+        """
+        if link is not self._link or not is_passing(error):
+            return
+        self._link, self._moves = None, True
+        self._left = [one for one in self._left if not one.is_closed] + [link]
+        link.retire()
+        for other in self._confirmer.links:
+            other.retire()
+        self._leave_inbox()
+
+    def _leave_inbox(self) -> None:
+        if self._inbox is not None:
+            self._inbox.close(redis.ConnectionError("it is no master any more"))
 
     async def load_scripts(self, timeout: float) -> None:
         """Make every script of ours known to Redis; once, for all who lack one now."""
@@ -204,10 +266,14 @@ class AsyncTransport(LoopBound):
 
     async def inbox(self, timeout: float, place: str | None = None) -> Inbox:
         """Return the connection on which outcomes are told."""
-        inbox = self.open_inbox()
-        if inbox is None:
-            lost = self._base.lost_connecting
-            return await self.once("inbox", self._connect_inbox, timeout, lost)
+        inbox, patience = self.open_inbox(), Patience(timeout - GRACE_SECONDS)
+        lost = self._base.lost_connecting
+        while inbox is None:
+            left = max(LOOK_AGAIN_SECONDS, timeout - patience.passed())
+            try:
+                inbox = await self.once("inbox", self._connect_inbox, left, lost)
+            except NotNow as error:
+                await asyncio.sleep(self._base.bear(error, patience))
         return inbox
 
     def open_inbox(self, place: str | None = None) -> Inbox | None:
@@ -226,12 +292,11 @@ class AsyncTransport(LoopBound):
             self._link.retire()
         for link in self._confirmer.links:
             link.retire()
-        if self._inbox is not None:
-            self._inbox.close(redis.ConnectionError("it is no master any more"))
+        self._leave_inbox()
 
     def _links(self) -> list[AsyncLink]:
         own = [link for link in (self._link, self._inbox) if link is not None]
-        return [*own, *self._confirmer.links]
+        return [*own, *self._confirmer.links, *self._left]
 
     async def _connected(self, timeout: float) -> AsyncLink:
         """Return the connection for commands."""
@@ -328,6 +393,6 @@ async def _persist(work: Callable[[], Awaitable[T]]) -> T:
     try:
         return await work()
     except ConnectionLost as error:
-        if is_undone(error):
+        if is_undone(error) and not isinstance(error, NotNow):
             raise
     return await work()

@@ -25,13 +25,13 @@ from .errors import (
     SerializationError,
     WorkerLost,
 )
-from .failures import NotNow, is_undone, is_unreachable
+from .failures import NotNow, SentBefore, is_undone
 from .middleware import Call
 from .partitions import announce
 from .protocol import Command, Route, Service
 from .steps import Request, Steps, Wait, Withdrawal, ask
 from .target import Args, Kwargs, Options, ShownCall, Target
-from .waiting import FIRST_SLICE_SECONDS, FlightLostError, Ticket, slice_of, wait
+from .waiting import BACKOFF_SECONDS, FIRST_SLICE_SECONDS, FlightLostError, Ticket, slice_of, wait
 
 logger = logging.getLogger(__name__)
 
@@ -155,13 +155,14 @@ def call(
     key: bytes | None
     found: bytes | _Hit | None
     lost: ConnectionLost | None = None
-    for attempt in range(MAX_TRIES):
+    attempt = 0
+    while attempt < MAX_TRIES:
         if begun is None:
             target, key, body = yield from prepare(source, args, kwargs, seen)
         else:
             target, key, body = begun.target, begun.key, begun.body
         shown = ShownCall(target.name, args, kwargs)
-        if (attempt > 0 or deadline.budget == 0.0) and deadline.left() == 0.0:
+        if (attempt > 0 or lost or deadline.budget == 0.0) and deadline.left() == 0.0:
             _check_late(deadline, attempt, key, lost, target, shown)
         try:
             if key is None:
@@ -171,12 +172,18 @@ def call(
                 made = _call_keyed(source, target, key, body, shown, deadline, options, seen, begun)
                 found = yield from made
         except ConnectionLost as error:
-            again = target.may_run_twice and not is_unreachable(error)
-            if attempt == MAX_TRIES - 1 or not (again or isinstance(error, NotNow)):
+            is_waiting = isinstance(error, NotNow) and deadline.left() is not None
+            again = isinstance(error, NotNow) or _may_repeat(target, error)
+            if not again or (attempt == MAX_TRIES - 1 and not is_waiting):
                 raise ConnectionLost(lost_message(shown, target, error)) from error
             lost, begun = error, None
+            if is_waiting:  # as long as it has time, for nothing was done
+                yield Request((), pause=BACKOFF_SECONDS[0])
+            else:
+                attempt += 1
             continue
         begun = None
+        attempt += 1
         if found is None:
             continue
         if isinstance(found, bytes):
@@ -572,7 +579,11 @@ def raise_refusal(status: list[Any], target: Target, shown: ShownCall | str) -> 
     raise ProtocolError(f"{shown}: the script 'call' answered {status!r}")
 
 
+def _may_repeat(target: Target, error: ConnectionLost) -> bool:
+    return target.may_run_twice and not (is_undone(error) or isinstance(error, SentBefore))
+
+
 def lost_message(shown: ShownCall | str, target: Target, error: ConnectionLost) -> str:
-    if target.may_run_twice or is_undone(error):
+    if target.may_run_twice or is_undone(error) or isinstance(error, SentBefore):
         return f"{shown}: {error}"
     return f"{shown}: {error}; it is unknown whether it ran, so it is not sent again"

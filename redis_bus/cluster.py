@@ -13,6 +13,7 @@ from .errors import BusError, ConnectionLost
 from .failures import NO_REDIS, NotNow, explain
 from .link import Link
 from .maps import ClusterMap, Map, SentinelMap
+from .patience import LEAST_SECONDS, Patience
 from .protocol import Command
 from .routing import (
     ASK_SECONDS,
@@ -21,14 +22,13 @@ from .routing import (
     Acts,
     Learn,
     Load,
-    Patience,
     Pause,
     Routes,
     Send,
     is_routing,
 )
 from .slots import Node, slot_of
-from .transport import LEAST_SECONDS, READ_SECONDS, NodeTransport, Transport, ask_twice
+from .transport import READ_SECONDS, NodeTransport, Transport, ask_twice
 
 T = TypeVar("T")
 

@@ -14,11 +14,12 @@ from .deadline import Deadline, check_seconds
 from .errors import BusError, CallTimeout, ConnectionLost
 from .failures import refusal
 from .link import Link
+from .patience import LEAST_SECONDS
 from .protocol import MOVED_TAG, SLICE_SECONDS, Command, Service, pack
 from .result import AsyncResult
 from .steps import Steps, ask
 from .sweep import sweep
-from .transport import LEAST_SECONDS, READ_SECONDS, Transport
+from .transport import READ_SECONDS, Transport
 from .waiting import AFTER_LEASE_SECONDS, FIRST_SLICE_SECONDS, MAX_MOVES, Away
 
 if TYPE_CHECKING:
@@ -259,7 +260,9 @@ class Inbox:
     def open(self, timeout: float) -> str:
         """Return the channel, once it is subscribed. Raises ConnectionLost, BusError."""
         if self._link is not None:
-            return self.channel
+            if self._link.closings == self._link.home.closings:
+                return self.channel
+            self.close()  # it leads where a master is none any more
         timeout = max(timeout, LEAST_SECONDS)
         self.channel = f"rb:inbox:{os.urandom(9).hex()}"
         self._link = link = self._transport.checkout(timeout, self._place)

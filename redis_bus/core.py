@@ -11,6 +11,7 @@ from .descriptor import Descriptor
 from .errors import BusError, ProtocolError
 from .logs import LogRuns
 from .middleware import Chain
+from .patience import GRACE_SECONDS
 from .protocol import Command
 from .registration import Registration
 from .steps import Request, Steps, Wait, Withdrawal
@@ -117,12 +118,16 @@ class Core:
         for name in set(self.methods) - set(self.registrations):
             del self.methods[name]
 
-    def look_up(self, name: str) -> Steps[Target]:
-        """Ask what is published under a name; a method of our own is published first."""
+    def look_up(self, name: str, budget: float | None = None) -> Steps[Target]:
+        """Ask what is published under a name; a method of our own is published first.
+
+        ``budget``: the time (s) of the call that is behind it; None: that of the bus.
+        """
         if name in self._unpublished:
             yield from self.publish([self.registrations[name]])
         # A call may be behind it, which is to end in its time.
-        seconds = READ_SECONDS if self.timeout is None else min(READ_SECONDS, self.timeout + 1.0)
+        budget = self.timeout if budget is None else budget
+        seconds = READ_SECONDS if budget is None else min(READ_SECONDS, budget + GRACE_SECONDS)
         try:
             descriptor = yield from directory.look_up(self.name, name, seconds)
         except directory.UnknownMethod:

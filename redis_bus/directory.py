@@ -8,14 +8,14 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from .descriptor import Descriptor, from_json
-from .errors import BusError, ProtocolError
+from .errors import BusError, ConnectionLost, ProtocolError
 from .partitions import announce, count_partitions
 from .printable import in_one_line
 from .protocol import METHOD_NAME, Command, Route, Service, bus_pattern, methods_key, read_span
 from .slots import by_slot
 from .steps import Steps, ask
 from .target import Target
-from .transport import READ_SECONDS
+from .transport import READ_SECONDS, ROLE
 
 logger = logging.getLogger(__name__)
 # How many methods are asked for in one write.
@@ -27,9 +27,27 @@ class UnknownMethod(BusError):
     """The bus has no method of that name, or has it no longer."""
 
 
+def _read_registry(command: Command, timeout: float = READ_SECONDS) -> Steps[Any]:
+    """Return the reply to a command that reads the registry.
+
+    Where there is nothing, that counts if a master says it: a replica may not have its data yet.
+    """
+    reply = (yield ask(command, timeout=timeout))[0]
+    if reply:
+        return reply
+    try:
+        # What has no key goes where the key beside it is. From a replica, `ROLE` is an error.
+        return (yield ask(ROLE, command, timeout=timeout))[1]
+    except ConnectionLost:
+        raise
+    except BusError as error:
+        logger.debug("bus: whether a master says that there is nothing is unknown: %s", error)
+        return reply
+
+
 def list_names(bus: str) -> Steps[list[str]]:
     """Return the names of all methods, in no order; not those that no method can have."""
-    names = (yield ask(("HKEYS", methods_key(bus))))[0]
+    names = yield from _read_registry(("HKEYS", methods_key(bus)))
     texts = [name.decode("utf-8", "replace") for name in names]
     return [text for text in texts if METHOD_NAME.match(text)]
 
@@ -48,7 +66,7 @@ def no_such_method(bus: str, name: str, known: Collection[str]) -> str:
 
 def list_descriptors(bus: str) -> Steps[list[Descriptor]]:
     """Return all that is published, sorted by name; what is not ours is left out, and logged."""
-    fields = (yield ask(("HGETALL", methods_key(bus))))[0]
+    fields = yield from _read_registry(("HGETALL", methods_key(bus)))
     found: dict[bytes, bytes] = dict(as_pairs(fields))
     descriptors = []
     for name in sorted(found):
@@ -73,7 +91,7 @@ def list_services(bus: str) -> Steps[list[Service]]:
 
 def look_up(bus: str, name: str, timeout: float = READ_SECONDS) -> Steps[Descriptor]:
     """Return what is published under a name. Raises UnknownMethod, ProtocolError."""
-    data = (yield ask(("HGET", methods_key(bus), name), timeout=timeout))[0]
+    data = yield from _read_registry(("HGET", methods_key(bus), name), timeout)
     if data is None:
         raise UnknownMethod(f"bus {bus!r} has no method {name!r}")
     return from_json(name, data)

@@ -44,6 +44,7 @@ class Endpoint:
     connection_class: type[Any]
     settings: dict[str, Any]
     is_master: bool = False  # whether a server that is none is not to be talked to
+    is_sentinel: bool = False
 
     @property
     def address(self) -> str:
@@ -301,7 +302,7 @@ def _of_sentinel(client: Any) -> Sentinels:
         raise TypeError("conn: it leads to a replica, and a bus needs the master: see master_for")
     manager = pool.sentinel_manager
     # One that cannot be reached is passed over: it is not to be tried again and again.
-    found = [_endpoint(one.connection_pool) for one in manager.sentinels]
+    found = [replace(_endpoint(o.connection_pool), is_sentinel=True) for o in manager.sentinels]
     return Sentinels(
         replace(_endpoint(pool), is_master=True),
         pool.service_name,

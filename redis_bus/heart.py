@@ -13,11 +13,11 @@ from .asker import LEAVE_SECONDS, Lane
 from .descriptor import from_json
 from .directory import publish
 from .errors import BusError, ProtocolError
+from .patience import LEAST_SECONDS
 from .protocol import LEASE_MS, Command, Post, methods_key
 from .stop_flag import StopFlag
 from .sweep import sweep
 from .target import Target
-from .transport import LEAST_SECONDS
 
 if TYPE_CHECKING:
     from .worker import Worker

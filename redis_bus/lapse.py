@@ -20,9 +20,10 @@ from .cli_signals import ENDING
 from .core import Core
 from .errors import BusError
 from .partitions import count_partitions
+from .patience import LEAST_SECONDS
 from .protocol import Post, Route, Service
 from .sweep import sweep
-from .transport import LEAST_SECONDS, NodeTransport
+from .transport import NodeTransport
 from .worker import Worker
 
 logger = logging.getLogger("redis_bus")

@@ -8,7 +8,6 @@ have been done neither: that is told as ConnectionLost, and its callers know wha
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,22 +16,18 @@ from redis.exceptions import AskError, MovedError, NoScriptError, TryAgainError
 
 from .confirm import Confirm
 from .errors import BusError, ConnectionLost
-from .failures import PASSING, Failure, NotNow, is_undone, refusal
+from .failures import Failure, NotNow, Refused, is_passing, is_undone, refusal, refusal_of_login
 from .maps import Map
+from .patience import Patience
 from .protocol import Command, wait_less
 from .slots import Node, run_of, runs_of
-from .transport import LEAST_SECONDS, LOAD_TRIES
+from .transport import LOAD_TRIES
 
 T = TypeVar("T")
 
 # How long it may take to connect to one of several servers, and to ask one where the others are.
 CONNECT_SECONDS = 2.0
 ASK_SECONDS = 1.0
-# The pauses between tries: a slot that moves, or a master that is replaced, takes its time.
-PAUSES_SECONDS = (0.0, 0.0, 0.01, 0.02, 0.05, 0.1)
-# Error replies that say that nothing was done, and that it may be done soon, maybe elsewhere.
-SOON = (*PASSING, "NOREPLICAS")
-QUOTED = ("-READONLY ", "-NOREPLICAS ")
 UNCOVERED = "CLUSTERDOWN nobody serves its slot"
 
 
@@ -76,28 +71,6 @@ class Learn(NamedTuple):
 
 Act = Send | Load | Pause | Learn
 Acts = Generator[Act, Any, T]
-
-
-class Patience:
-    """How long and how often something is tried again: within a request's time."""
-
-    def __init__(self, seconds: float) -> None:
-        self._start = time.monotonic()
-        self._seconds = seconds
-        self.tries = 0
-
-    def passed(self) -> float:
-        return time.monotonic() - self._start
-
-    def left(self) -> float:
-        """Seconds until its end, but some at least: a system call needs them."""
-        return max(LEAST_SECONDS, self._seconds - self.passed()) if self.tries else self._seconds
-
-    def pause(self) -> float | None:
-        """Return how long to wait before the next try (s); None: there is no time for one."""
-        seconds = PAUSES_SECONDS[min(self.tries, len(PAUSES_SECONDS) - 1)]
-        self.tries += 1
-        return None if self.passed() + seconds >= self._seconds else seconds
 
 
 # -- the steps --------------------------------------------------------------------------------
@@ -266,7 +239,9 @@ class Routes:
 
     def _again(self, failure: Failure, node: Node, patience: Patience) -> Acts[None]:
         """Prepare another try. Raises the BusError that an error means, where there is none."""
-        if not isinstance(failure, ConnectionLost) and not _may_pass(failure):
+        if isinstance(failure, Refused) or not (
+            isinstance(failure, ConnectionLost) or _may_pass(failure)
+        ):
             raise self.refused(failure)
         yield from self._wait(failure, patience)
         if not isinstance(failure, (AskError, TryAgainError)):
@@ -285,6 +260,8 @@ class Routes:
             error: BusError = ConnectionLost(
                 f"Redis at {self.map.address} cannot do this now: {failure}"
             )
+        elif isinstance(failure, redis.AuthenticationError):
+            error = Refused(refusal_of_login(failure, self.map.address))
         else:
             error = BusError(f"Redis at {self.map.address} {refusal(failure)}")
         error.__cause__ = failure
@@ -298,12 +275,11 @@ def is_routing(error: BaseException) -> bool:
 
 def _may_pass(error: BaseException) -> bool:
     """Whether an error reply says that nothing was done, and that it may be elsewhere or soon."""
-    kinds = (AskError, TryAgainError, NoScriptError, redis.BusyLoadingError)
-    if isinstance(error, (*kinds, redis.exceptions.ClusterDownError, redis.ReadOnlyError)):
+    kinds = (AskError, TryAgainError, NoScriptError, redis.exceptions.ClusterDownError)
+    if isinstance(error, kinds) or is_passing(error):
         return True
-    # What a script ran into is quoted by 6.2 within another error.
     return isinstance(error, redis.ResponseError) and (
-        str(error).startswith(SOON) or any(word in str(error) for word in QUOTED)
+        str(error).startswith("NOREPLICAS") or "-NOREPLICAS " in str(error)
     )
 
 

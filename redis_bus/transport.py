@@ -16,18 +16,25 @@ from .confirm import Confirm
 from .distributed import Endpoint
 from .errors import BusError, ConnectionLost
 from .failures import (
+    MAXCLIENTS,
     NO_REDIS,
-    NO_TLS,
-    PASSING,
     WAYS_OUT,
     Failure,
+    NotConnected,
+    NotNow,
+    Refused,
     explain,
-    explain_tls,
+    is_passing,
+    is_role_of_master,
     is_undone,
     refusal,
+    refusal_of_login,
+    replica_error,
+    unsent,
 )
 from .link import Link
-from .protocol import BLOCKING, QUEUED_BYTES, SLICE_SECONDS, Command, pack, pack_asking
+from .patience import GRACE_SECONDS, LEAST_SECONDS, Patience
+from .protocol import BLOCKING, QUEUED_BYTES, SLICE_SECONDS, Command, pack, pack_asking, wait_less
 
 # A reply that is later than this means that the peer is gone.
 READ_SECONDS = SLICE_SECONDS + 5.0
@@ -35,11 +42,11 @@ READ_SECONDS = SLICE_SECONDS + 5.0
 FRESH_SECONDS = 0.5
 # How long to wait where a unix socket has no room for another connection yet.
 CROWDED_SECONDS = 0.01
-# What passed so far of a timeout, and what is left of it, does not matter below these (s).
+# What passed so far of a timeout does not matter below this (s).
 SOON_SECONDS = 0.5
-LEAST_SECONDS = 0.05
 # How often scripts are loaded for one request: somebody may flush them again at any moment.
 LOAD_TRIES = 10
+ROLE: Command = ("ROLE",)
 
 
 def _is_crowded(error: BaseException) -> bool:
@@ -139,6 +146,8 @@ class NodeTransport:
         self._connect_seconds = connect_seconds  # where another server may do as well
         self._idle: list[Link] = []
         self._pid = os.getpid()
+        self._was_there = False  # whether there ever was a connection
+        self._server = "Sentinel" if endpoint.is_sentinel else "Redis"
         self.closings = 0
         self.address = self.endpoint.address
 
@@ -164,23 +173,49 @@ class NodeTransport:
         end: float,
         confirm: Confirm | None,
     ) -> list[Any]:
-        """Load the scripts that Redis does not know, and send what was not carried out."""
+        """Send what was not carried out: once Redis knows the scripts, and takes it again."""
+        patience = Patience(end - time.monotonic() - GRACE_SECONDS)
         load: tuple[Command, ...] = ()
-        for turn in range(LOAD_TRIES):
-            if not isinstance(failure, redis.exceptions.NoScriptError):
-                raise self.refused(failure)
-            if turn == 0:
-                self.load_scripts(_left(end, timeout))
-            else:  # somebody flushes them at once: what is needed goes along
-                load = (scripts.loading(str(commands[len(replies)][1])),)
-            rest = commands[len(replies) :]
-            left = _left(end, timeout)
-            more, lasting = self.converse((*load, *rest), left, confirm=confirm)
-            replies += more[len(load) :]
-            if lasting is None:
-                return replies
-            failure = lasting
-        raise self.forgets()
+        loads = 0
+        try:
+            while True:
+                if isinstance(failure, redis.exceptions.NoScriptError):
+                    if loads == LOAD_TRIES:
+                        raise self.forgets()
+                    if loads == 0:
+                        self.load_scripts(_left(end, timeout))
+                    else:  # somebody flushes them at once: what is needed goes along
+                        load = (scripts.loading(str(commands[len(replies)][1])),)
+                    loads += 1
+                else:
+                    time.sleep(self.bear(failure, patience))
+                rest = tuple(wait_less(one, patience.passed()) for one in commands[len(replies) :])
+                left = _left(end, timeout)
+                more, lasting = self.converse((*load, *rest), left, confirm=confirm)
+                replies += more[len(load) :]
+                if lasting is None:
+                    return replies
+                failure = lasting
+        except ConnectionLost as error:
+            if not replies or not is_undone(error):
+                raise
+            # The first of them were carried out.
+            raise self.cut_off(error) from error.__cause__
+
+    def bear(self, failure: Failure, patience: Patience) -> float:
+        """Return how long to wait before what was not done is tried again (s).
+
+        Raises the BusError that the failure means, where it does not pass in time.
+        """
+        passes = isinstance(failure, NotNow) or is_passing(failure)
+        seconds = patience.pause() if passes else None
+        if seconds is None:
+            raise self.refused(failure)
+        return seconds
+
+    def cut_off(self, error: ConnectionLost) -> ConnectionLost:
+        """Return the error for commands of which the first were carried out, and the rest not."""
+        return ConnectionLost(f"the connection to Redis at {self.address} was lost ({error})")
 
     def converse(
         self,
@@ -209,9 +244,13 @@ class NodeTransport:
             beyond = QUEUED_BYTES if count == 2 and commands[1][0] in BLOCKING else 0
             while True:
                 reply = link.read_asked() if asking else link.read(beyond=beyond)
+                command = commands[len(replies)]
+                if command == ROLE and not isinstance(reply, redis.ResponseError):
+                    reply = replica_error(command, reply) or reply
                 if isinstance(reply, redis.ResponseError):
                     # What was sent behind it may block: only a new connection ends that.
                     link.close()
+                    self.give_up(link, reply)
                     return replies, reply
                 replies.append(reply)
                 if len(replies) == count:
@@ -221,11 +260,14 @@ class NodeTransport:
                     link.set_timeout(_left(end, timeout))
             if confirm is not None:
                 replies.append(self._confirmed(link, confirm, replies[-1]))
-        except redis.BusyLoadingError as error:
+        except (redis.BusyLoadingError, redis.AuthenticationError) as error:
             link.close()
+            self.give_up(link, error)
             return replies, error
         except (redis.RedisError, OSError) as error:
             link.close()
+            if MAXCLIENTS in str(error):  # there was no handshake in which it would be told
+                return replies, self.lost(error, connecting=True)
             raise self.lost(error) from error
         except BaseException:
             link.close()
@@ -248,23 +290,32 @@ class NodeTransport:
     ) -> list[Any]:
         replies: list[Any] = [None] * len(commands)
         todo = list(range(len(commands)))
-        end = time.monotonic() + timeout
-        for _ in range(LOAD_TRIES):
+        end, loads = time.monotonic() + timeout, 0
+        patience = Patience(timeout - GRACE_SECONDS)
+        while todo:
             found, _ = self.converse_each([commands[i] for i in todo], _left(end, timeout))
             for index, reply in zip(todo, found, strict=True):
                 replies[index] = reply
-            is_cut = any(isinstance(reply, ConnectionLost) for reply in found)
-            todo = [i for i in todo if isinstance(replies[i], redis.exceptions.NoScriptError)]
-            if is_cut or not todo:
+            # A connection that was lost amid them ends it; one that was not made does not.
+            if any(isinstance(r, ConnectionLost) and not isinstance(r, NotNow) for r in found):
                 break
+            lacking = [i for i in todo if isinstance(replies[i], redis.exceptions.NoScriptError)]
+            passing = [i for i in todo if isinstance(replies[i], NotNow) or is_passing(replies[i])]
+            todo = sorted([*lacking, *passing])
             try:
-                self.load_scripts(_left(end, timeout))
+                if passing:
+                    time.sleep(self.bear(replies[passing[0]], patience))
+                if lacking:
+                    loads += 1
+                    if loads == LOAD_TRIES:
+                        break
+                    self.load_scripts(_left(end, timeout))
             except BusError as error:
                 for index in todo:
                     replies[index] = error
                 break
         return [
-            self.refused(reply) if isinstance(reply, redis.ResponseError) else reply
+            self.refused(reply) if isinstance(reply, redis.RedisError) else reply
             for reply in replies
         ]
 
@@ -285,7 +336,10 @@ class NodeTransport:
             link.set_timeout(_left(end, timeout))
             link.send(pack_asking(commands) if asking else pack(*commands))
             for _ in commands:
-                replies.append(link.read_asked() if asking else link.read())
+                try:
+                    replies.append(link.read_asked() if asking else link.read())
+                except redis.BusyLoadingError as error:  # an answer, too
+                    replies.append(error)
                 link.set_timeout(_left(end, timeout))
         except (redis.RedisError, OSError) as error:
             link.close()
@@ -295,6 +349,9 @@ class NodeTransport:
             raise
         else:
             self.checkin(link)
+            failure = next((reply for reply in replies if is_passing(reply)), None)
+            if failure is not None:
+                self.give_up(link, failure)
         return replies, False
 
     def ask(
@@ -346,12 +403,17 @@ class NodeTransport:
                 link.closings = closings
                 if self.endpoint.is_master:
                     self._check_role(link)
+                self.connected()
                 return link
             except (redis.RedisError, OSError) as error:
                 if not _is_crowded(error) or time.monotonic() > end:
                     # What it says is all that is known: nothing was sent yet.
                     raise self.lost(error, connecting=True) from None
             time.sleep(CROWDED_SECONDS)
+
+    def connected(self) -> None:
+        """Note that there is a Redis: where it is away later, it may come back."""
+        self._was_there = True
 
     def _check_role(self, link: Link) -> None:
         """Raise ConnectionLost where a server is not the master that it was said to be."""
@@ -367,7 +429,7 @@ class NodeTransport:
 
     def no_master(self) -> ConnectionLost:
         """Return the error for a server that is not the master that it was said to be."""
-        return ConnectionLost(f"{NO_REDIS} {self.address} (it is no master now); {WAYS_OUT}")
+        return NotConnected(f"{NO_REDIS} {self.address} (it is no master now); {WAYS_OUT}")
 
     def checkin(self, link: Link) -> None:
         link.idle_since = time.monotonic()
@@ -376,7 +438,17 @@ class NodeTransport:
             self._close_idle()
 
     def is_astray(self, link: Link, error: BaseException | None = None) -> bool:
+        if error is not None:
+            self.give_up(link, error)
         return False
+
+    def give_up(self, link: Link, error: BaseException) -> None:
+        """Use no connection any more that leads where a master is none now, as that error says.
+
+        Where the address leads elsewhere by now, new ones do.
+        """
+        if is_passing(error) and link.closings == self.closings:
+            self.close()
 
     def masters(self) -> list[NodeTransport]:
         return [self]
@@ -390,12 +462,16 @@ class NodeTransport:
             return error
         if isinstance(error, redis.exceptions.NoScriptError):
             return self.forgets()
-        if not isinstance(error, redis.ResponseError):  # it loads its data
+        if isinstance(error, redis.BusyLoadingError):
+            refused: BusError = NotNow(explain(error, self.address, connecting=False))
+        elif not isinstance(error, redis.ResponseError) and not isinstance(
+            error, redis.AuthenticationError
+        ):
             return self.lost(error)
-        if str(error).startswith(PASSING):
-            refused: BusError = ConnectionLost(
-                f"Redis at {self.address} cannot do this now: {error}"
-            )
+        elif is_passing(error):
+            refused = NotNow(f"Redis at {self.address} cannot do this now: {error}")
+        elif isinstance(error, redis.AuthenticationError):
+            refused = Refused(refusal_of_login(error, self.address, self._server))
         else:
             refused = BusError(f"Redis at {self.address} {refusal(error)}")
         refused.__cause__ = error
@@ -412,11 +488,10 @@ class NodeTransport:
         return BusError(f"Redis at {self.address} forgets its scripts faster than they are loaded")
 
     def lost(self, error: BaseException, *, connecting: bool = False) -> ConnectionLost:
-        if connecting and self._tls is not None:
-            reason = explain_tls(error, self._tls)
-            if reason:
-                return ConnectionLost(f"{NO_TLS} {self.address} ({reason})")
-        return ConnectionLost(explain(error, self.address, connecting=connecting))
+        if connecting:
+            there, tls, server = self._was_there, self._tls, self._server
+            return unsent(error, self.address, was_there=there, tls=tls, server=server)
+        return ConnectionLost(explain(error, self.address, connecting=False, server=self._server))
 
     def lost_connecting(self, error: BaseException) -> ConnectionLost:
         """Return the error that says why there is no connection."""
@@ -452,13 +527,6 @@ def ask_twice(
     # Not within the `except`: the first error would be told with the second.
     left = _left(end, timeout)
     return transport.exchange(*commands, timeout=left, place=place, confirm=confirm)
-
-
-def is_role_of_master(reply: object) -> bool:
-    """Whether a server says by ``ROLE`` that it is a master; one that may not say it counts so."""
-    return isinstance(reply, redis.ResponseError) or (
-        isinstance(reply, list) and reply[:1] == [b"master"]
-    )
 
 
 def _left(end: float, timeout: float) -> float:

@@ -16,7 +16,8 @@ from .errors import (
     NoWorkers,
     ProtocolError,
 )
-from .failures import WAYS_OUT, NotNow, is_out_of_memory, is_unreachable
+from .failures import WAYS_OUT, NotNow, SentBefore, is_out_of_memory, is_unreachable
+from .patience import GRACE_SECONDS
 from .protocol import MOVED_TAG, SLICE_SECONDS, Route
 from .steps import Request, Steps, Wait, Withdrawal, ask
 from .sweep import sweep
@@ -80,15 +81,16 @@ def wait(ticket: Ticket, deadline: Deadline, *, has_waited: bool = False) -> Ste
                 reply = (yield request)[0]
         except ConnectionLost as error:
             # The outcome is read without taking it, so it survives that.
-            if isinstance(error, NotNow):  # it is there: it takes its time
+            takes_time = isinstance(error, NotNow) and not is_unreachable(error)
+            if takes_time:  # it is there
                 away = Away()
             pause = away.pause(deadline)
-            if isinstance(error, NotNow) and is_late:
+            if takes_time and is_late:
                 # The look was not done; the call may well be.
                 raise ConnectionLost(str(error)) from error
             if is_late or pause is None:
                 if is_unreachable(error):
-                    raise ConnectionLost(_sent_before(error, ticket)) from error
+                    raise SentBefore(_sent_before(error, ticket)) from error
                 raise
             logger.debug("%s: %s; trying again", ticket.shown, error)
             yield Request((), pause=pause)
@@ -259,10 +261,10 @@ def is_done(ticket: Ticket) -> Steps[bool]:
 def slice_of(deadline: Deadline, longest: float) -> tuple[float, float]:
     """Return how long to block, and how long after that the reply counts as lost (s)."""
     left = deadline.left()
-    if left is None or left + 1.0 >= READ_SECONDS:
+    if left is None or left + GRACE_SECONDS >= READ_SECONDS:
         return longest, READ_SECONDS
     # To Redis, 0 means for ever.
-    return min(longest, max(0.001, round(left, 3))), left + 1.0
+    return min(longest, max(0.001, round(left, 3))), left + GRACE_SECONDS
 
 
 def _look_for(ticket: Ticket, job: str, deadline: Deadline) -> Steps[tuple[int, bytes]]:

@@ -91,7 +91,6 @@ def test_a_server_that_knows_no_tls_is_said_to_have_none() -> None:
     [
         (b"-DENIED Redis is running in protected mode.\r\n", "DENIED Redis is running in"),
         (b"-LOADING Redis is loading the dataset in memory\r\n", "Redis is loading"),
-        (b"-NOAUTH Authentication required.\r\n", "Authentication required)"),
     ],
 )
 def test_a_redis_that_refuses_us_is_quoted(answer: bytes, words: str) -> None:

@@ -280,7 +280,7 @@ def test_a_run_cut_behind_any_byte_is_enqueued_or_lost_and_its_result_is_read(
         cuts = cut_everywhere(
             proxy, way, How.RST, size, run, names=(text, "it may be enqueued, or not")
         )
-        assert cuts.values <= 1
+        assert cuts.errors  # what was cut in a handshake was not sent, and is sent again
         run("the last")
         for a, job in enqueued.items():
             assert behind.get_async_result(job).get() == f"<{a}>"

@@ -216,9 +216,10 @@ def passed(place: Place, seconds: float) -> None:
 @pytest.mark.together(over=BOTH)
 def test_after_redis_was_killed_and_is_back_empty_all_goes_on_by_itself(place: Place) -> None:
     workers = [serve(place), serve(place)]
-    bus = place.bus(timeout=15)
+    bus, hasty = place.bus(timeout=15), place.bus(timeout=1)
     pool = ThreadPoolExecutor(2)
     kinds = [of_kind(bus, kind) for kind in ("plain", "kept", "run", "run_kept")]
+    kinds.append(of_kind(hasty, "plain"))
     with pool, calling(place, *kinds, pause=0.01) as calls:
         waiting: list[Future[Any]] = [
             pool.submit(bus.slow, "at the kill", 5),
@@ -277,14 +278,17 @@ def test_a_redis_that_keeps_its_log_loses_no_run_over_kills(place: Place) -> Non
 
 
 @pytest.mark.together(rdbcompression="no", over=BOTH)
-def test_while_redis_loads_its_data_calls_are_told_so_and_then_go_on(place: Place) -> None:
+def test_while_redis_loads_its_data_calls_wait_and_who_has_no_time_is_told_so(
+    place: Place,
+) -> None:
     worker = serve(place)
-    bus = place.bus(timeout=20)
+    bus, hasty = place.bus(timeout=20), place.bus(timeout=0.3)
     for number in range(300):
         place.client.set(f"another's {number}", b"x" * 100_000)
     # So it loads for some seconds, and answers now and then that it does.
     place.server.options["key_load_delay"] = 10_000
     kinds = [of_kind(bus, kind) for kind in ("plain", "kept", "run", "clear", "look")]
+    kinds.append(of_kind(hasty, "plain"))
     with calling(place, *kinds, pause=0.01) as calls:
         place.eventually(lambda: len(calls.answered) > 20)
         place.client.save()
