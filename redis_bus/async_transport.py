@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import redis
 
-from . import scripts
+from . import hooks, scripts
 from .async_confirm import Confirmer
 from .async_inbox import Inbox, InboxName
 from .async_link import (
@@ -23,12 +23,12 @@ from .async_link import (
     within,
 )
 from .confirm import Confirm
-from .distributed import BLOCKING_ONLY, CLASSES
 from .errors import BusError, ConnectionLost
 from .failures import Failure, is_undone
 from .loops import BUS_CLOSED, BusClosed, LoopBound, ask_twice
 from .protocol import Command
 from .transport import LOAD_TRIES, READ_SECONDS, SOON_SECONDS, NodeTransport, is_role_of_master
+from .twins import asyncio_class, for_asyncio
 
 T = TypeVar("T")
 Link = TypeVar("Link", bound=AsyncLink)
@@ -38,13 +38,6 @@ logger = logging.getLogger(__name__)
 CONNECT_TRIES = 2
 # How many commands that nobody waits for are kept for the next connection.
 MAX_FORGOTTEN = 10_000
-# Of blocking TLS connections only; they are in the settings where nobody asked for them, too.
-OCSP = {
-    "ssl_ocsp_context",
-    "ssl_ocsp_expected_cert",
-    "ssl_validate_ocsp",
-    "ssl_validate_ocsp_stapled",
-}
 
 
 class AsyncTransport(LoopBound):
@@ -311,16 +304,10 @@ def make_connection(base: NodeTransport) -> Any:
 
 
 def translate(base: NodeTransport) -> tuple[type[Any], dict[str, Any]]:
-    known = next((c for c in CLASSES if issubclass(base.endpoint.connection_class, c)), None)
-    if known is None:
-        kind = base.endpoint.connection_class.__name__
-        raise TypeError(f"conn: AsyncBus cannot connect as {kind} does")
-    ours = CLASSES[known]
-    for name in sorted(OCSP):
-        if base.endpoint.settings.get(name):
-            raise TypeError(f"{name}=: AsyncBus cannot do that")
-    left_out = BLOCKING_ONLY | OCSP
-    return ours, {k: v for k, v in base.endpoint.settings.items() if k not in left_out}
+    """Return the class of connections for asyncio, and their settings. Raises TypeError."""
+    endpoint = base.endpoint
+    settings = hooks.on_asyncio(for_asyncio(endpoint.settings))
+    return asyncio_class(endpoint.connection_class), settings
 
 
 async def _persist(work: Callable[[], Awaitable[T]]) -> T:

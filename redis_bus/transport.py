@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 
 import redis
 
-from . import scripts
+from . import hooks, scripts
 from .address import check_settings
 from .confirm import Confirm
 from .distributed import Endpoint
@@ -21,13 +21,16 @@ from .failures import (
     PASSING,
     WAYS_OUT,
     Failure,
+    NotNow,
     explain,
     explain_tls,
     is_undone,
     refusal,
 )
+from .limit import Limit
 from .link import Link
 from .protocol import BLOCKING, QUEUED_BYTES, SLICE_SECONDS, Command, pack, pack_asking
+from .public_link import open_link
 
 # A reply that is later than this means that the peer is gone.
 READ_SECONDS = SLICE_SECONDS + 5.0
@@ -132,6 +135,7 @@ class NodeTransport:
         no_retry = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
         settings: dict[str, Any] = {**endpoint.settings, "socket_timeout": READ_SECONDS}
         settings.update(retry=no_retry, retry_on_error=[], retry_on_timeout=False)
+        hooks.check(settings)
         check_settings(endpoint.connection_class, settings)
         self.endpoint = replace(endpoint, settings=settings)
         is_tls = issubclass(endpoint.connection_class, redis.SSLConnection)
@@ -139,6 +143,7 @@ class NodeTransport:
         self._connect_seconds = connect_seconds  # where another server may do as well
         self._idle: list[Link] = []
         self._pid = os.getpid()
+        self.limit = _new_limit(endpoint)
         self.closings = 0
         self.address = self.endpoint.address
 
@@ -329,20 +334,49 @@ class NodeTransport:
         if self._pid != os.getpid():
             # The parent's sockets: both sides writing to one would mix their bytes. Another thread
             # that finds the new number is to find them gone.
-            self._idle = []
+            self._idle, self.limit = [], _new_limit(self.endpoint)
             self._pid = os.getpid()
+        if self.limit is not None:
+            return self._checkout_within(self.limit, timeout)
+        return self._take_idle() or self._open(timeout)
+
+    def _take_idle(self) -> Link | None:
+        """Return a connection that is open and free; None where there is none."""
         while True:
             try:
                 link = self._idle.pop()
             except IndexError:
-                break
+                return None
             if time.monotonic() - link.idle_since < FRESH_SECONDS or not link.is_broken():
                 return link
             link.close()
+
+    def _checkout_within(self, limit: Limit, timeout: float) -> Link:
+        """Return a connection where there may be only so many: when one is free, in turn."""
+        end, again = time.monotonic() + limit.patience(timeout), False
+        while True:
+            seen = limit.changes
+            if again or not limit.is_awaited:
+                link = self._take_idle()
+                if link is not None:
+                    return link
+                if limit.enter():
+                    try:
+                        link = self._open(max(LEAST_SECONDS, end - time.monotonic()))
+                    except BaseException:
+                        limit.leave()
+                        raise
+                    link.limit = limit
+                    return link
+            if not limit.wait(end, seen, again=again):
+                raise NotNow(limit.reached(self.address))
+            again = True
+
+    def _open(self, timeout: float) -> Link:
         end, closings = time.monotonic() + timeout, self.closings
         while True:
             try:
-                link = Link(self.endpoint.connect(), self, timeout)
+                link = open_link(self.endpoint.connect(), self, timeout)
                 link.closings = closings
                 if self.endpoint.is_master:
                     self._check_role(link)
@@ -374,6 +408,8 @@ class NodeTransport:
         self._idle.append(link)
         if link.closings != self.closings:  # it was closed meanwhile
             self._close_idle()
+        elif link.limit is not None:
+            link.limit.call_next()
 
     def is_astray(self, link: Link, error: BaseException | None = None) -> bool:
         return False
@@ -433,6 +469,10 @@ class NodeTransport:
             except IndexError:
                 return
             link.close()
+
+
+def _new_limit(endpoint: Endpoint) -> Limit | None:
+    return None if endpoint.max_connections is None else Limit(endpoint.max_connections)
 
 
 def ask_twice(
