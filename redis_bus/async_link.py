@@ -16,6 +16,7 @@ import redis
 from . import async_wire, wire
 from .async_wire import CLOSED
 from .errors import ConnectionLost
+from .limit import Seat
 from .link import PUSHED
 from .protocol import Command, pack
 from .transport import FRESH_SECONDS, READ_SECONDS, NodeTransport
@@ -81,6 +82,7 @@ class AsyncLink(asyncio.Protocol):
             notEnoughData=_NOT_YET,
         )
         self._wire: async_wire.Wire | None = None
+        self.seat: Seat | None = None  # where there may be only so many connections
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._watch: asyncio.TimerHandle | None = None
         self._heard = self._loop.time()
@@ -167,6 +169,8 @@ class AsyncLink(asyncio.Protocol):
                 lost = self._base.lost(error or redis.ConnectionError("it was closed"))
                 exchange.future.set_exception(lost)
         self._waiting.clear()
+        if self.seat is not None:
+            self.seat.leave()
 
     def retire(self) -> None:
         """Close it once all that was sent is answered."""

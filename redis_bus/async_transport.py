@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -24,7 +25,8 @@ from .async_link import (
 )
 from .confirm import Confirm
 from .errors import BusError, ConnectionLost
-from .failures import Failure, is_undone
+from .failures import Failure, NotNow, is_undone
+from .limit import Seat
 from .loops import BUS_CLOSED, BusClosed, LoopBound, ask_twice
 from .protocol import Command
 from .transport import LOAD_TRIES, READ_SECONDS, SOON_SECONDS, NodeTransport, is_role_of_master
@@ -199,8 +201,7 @@ class AsyncTransport(LoopBound):
         """Return the connection on which outcomes are told."""
         inbox = self.open_inbox()
         if inbox is None:
-            lost = self._base.lost_connecting
-            return await self.once("inbox", self._connect_inbox, timeout, lost)
+            return await self.once("inbox", self._connect_inbox, timeout, self._late)
         return inbox
 
     def open_inbox(self, place: str | None = None) -> Inbox | None:
@@ -232,7 +233,7 @@ class AsyncTransport(LoopBound):
         for _ in range(CONNECT_TRIES):  # it may be lost before who waits for it has its turn
             if link is not None and not link.is_stale():
                 break
-            link = await self.once("link", self._connect, timeout, self._base.lost_connecting)
+            link = await self.once("link", self._connect, timeout, self._late)
         assert link is not None
         return link
 
@@ -243,8 +244,35 @@ class AsyncTransport(LoopBound):
         self._link = await self._open()
         return self._link
 
+    async def _seat(self) -> Seat | None:
+        """Wait until there may be one more connection. Raises NotNow where that takes too long."""
+        limit = self._base.limit
+        if limit is None:
+            return None
+        end, again = time.monotonic() + READ_SECONDS, False
+        while True:
+            seen = limit.changes
+            if again or not limit.is_awaited:
+                seat = limit.enter()
+                if seat is not None:
+                    return seat
+                if self._base.spare_idle():  # one of a worker beside
+                    continue
+            if not await limit.wait_async(end, seen, again=again):
+                raise NotNow(limit.reached(self.address))
+            again = True
+
+    def _late(self, error: BaseException) -> ConnectionLost:
+        """Return the error of who waited too long for a connection."""
+        limit = self._base.limit
+        if limit is not None and limit.is_awaited:
+            return NotNow(limit.reached(self.address))
+        return self._base.lost_connecting(error)
+
     async def _open(self) -> AsyncLink:
+        seat = await self._seat()
         link = AsyncLink(make_connection(self._base), self._base)
+        link.seat = seat
         await link.connect(READ_SECONDS)
         await self._check_role(link)
         return self._wanted(link)
@@ -253,7 +281,9 @@ class AsyncTransport(LoopBound):
         return await _persist(self._subscribe)
 
     async def _subscribe(self) -> Inbox:
+        seat = await self._seat()
         inbox = Inbox(make_connection(self._base), self._base, self._inbox_name)
+        inbox.seat = seat
         await inbox.connect(READ_SECONDS)
         await self._check_role(self._wanted(inbox))
         try:

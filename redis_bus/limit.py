@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from .protocol import SLICE_SECONDS
@@ -30,15 +34,40 @@ def check_limit(count: Any) -> int | None:
     return count
 
 
+class Seat:
+    """One connection, as it counts until it is closed."""
+
+    __slots__ = ("_limit", "_pid")
+
+    def __init__(self, limit: Limit) -> None:
+        self._limit: Limit | None = limit
+        self._pid = os.getpid()
+
+    def free(self) -> None:
+        """Have those who wait know that the connection is free, and open."""
+        if self._limit is not None:
+            self._limit.call_next()
+
+    def leave(self) -> None:
+        """Count the connection no more; those of a parent process do not count in its child."""
+        limit, self._limit = self._limit, None
+        if limit is not None and self._pid == os.getpid():
+            limit.leave()
+
+
 class Limit:
     """Counts connections that are open; those who wait for one have it in the order they came."""
 
     def __init__(self, count: int) -> None:
         self.count = count
+        self._begin()
+
+    def _begin(self) -> None:
         self._open = 0
         self.changes = 0  # how often a connection came free
         self._lock = threading.Lock()
-        self._waiting: deque[threading.Event] = deque()
+        self._waiting: deque[Callable[[], object]] = deque()
+        self._pid = os.getpid()
 
     def patience(self, timeout: float) -> float:
         """Return how long a call may wait for its turn (s), of what it has for a reply.
@@ -55,13 +84,15 @@ class Limit:
             f"(max_connections={self.count}); it was not sent"
         )
 
-    def enter(self) -> bool:
+    def enter(self) -> Seat | None:
         """Count one more connection, where there may be one."""
+        if self._pid != os.getpid():  # of the parent's threads, one may have held the lock
+            self._begin()
         with self._lock:
             if self._open >= self.count:
-                return False
+                return None
             self._open += 1
-            return True
+        return Seat(self)
 
     def leave(self) -> None:
         """Count a connection no more; the first who waits may make one."""
@@ -74,31 +105,67 @@ class Limit:
         with self._lock:
             self.changes += 1
             if self._waiting:
-                self._waiting.popleft().set()
+                self._waiting.popleft()()
 
     @property
     def is_awaited(self) -> bool:
         """Whether somebody waits, who comes first."""
-        return bool(self._waiting)
+        return bool(self._waiting) and self._pid == os.getpid()
 
-    def wait(self, end: float, seen: int, *, again: bool) -> bool:
-        """Wait for a turn until a time of `time.monotonic`; return whether it came.
+    def queue(self, wake: Callable[[], object], seen: int, *, again: bool) -> bool:
+        """Have who waits be woken in turn; return whether that is needed.
 
-        ``seen``: the ``changes`` before it was looked for a connection: of more, one may be free.
-        ``again``: who was called in vain is the first to be called next.
+        ``seen``: the ``changes`` before a connection was looked for: of more, one may be free.
+        ``again``: who was woken in vain is the first to be woken next.
         """
-        event = threading.Event()
         with self._lock:
             if self.changes != seen:
-                return True
-            if again:
-                self._waiting.appendleft(event)
-            else:
-                self._waiting.append(event)
-        if event.wait(max(0.0, end - time.monotonic())):
-            return True
-        with self._lock:
-            if event in self._waiting:
-                self._waiting.remove(event)
                 return False
-        return True  # it came in the last moment, and is not to be lost
+            if again:
+                self._waiting.appendleft(wake)
+            else:
+                self._waiting.append(wake)
+        return True
+
+    def give_up(self, wake: Callable[[], object]) -> bool:
+        """Wait no longer; return whether the turn had not come."""
+        with self._lock:
+            if wake not in self._waiting:
+                return False
+            self._waiting.remove(wake)
+        return True
+
+    def wait(self, end: float, seen: int, *, again: bool) -> bool:
+        """Wait for a turn until a time of `time.monotonic`; return whether it came. See `queue`."""
+        event = threading.Event()
+        wake = event.set
+        if not self.queue(wake, seen, again=again):
+            return True
+        try:
+            came = event.wait(max(0.0, end - time.monotonic()))
+        except BaseException:  # a signal's: the turn is for another
+            if not self.give_up(wake):
+                self.call_next()
+            raise
+        return came or not self.give_up(wake)
+
+    async def wait_async(self, end: float, seen: int, *, again: bool) -> bool:
+        """Do the same without holding up a loop."""
+        loop = asyncio.get_running_loop()
+        event = asyncio.Event()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(event.set)
+
+        if not self.queue(wake, seen, again=again):
+            return True
+        try:
+            await asyncio.wait_for(event.wait(), max(0.0, end - time.monotonic()))
+        except asyncio.TimeoutError:
+            return not self.give_up(wake)
+        except BaseException:
+            if not self.give_up(wake):
+                self.call_next()
+            raise
+        return True

@@ -18,7 +18,7 @@ import redis
 from . import wire
 
 if TYPE_CHECKING:
-    from .limit import Limit
+    from .limit import Seat
     from .transport import NodeTransport
 
 BUFFER_BYTES = 65536
@@ -54,7 +54,7 @@ class Link:
         "closings",
         "home",
         "idle_since",
-        "limit",
+        "seat",
     )
 
     # redis-py's classes are typed in part only.
@@ -66,7 +66,7 @@ class Link:
         self.home = home  # whose it is
         self.idle_since = 0.0
         self.closings = 0
-        self.limit: Limit | None = None  # among whose connections it counts until it is closed
+        self.seat: Seat | None = None  # where there may be only so many connections
         self._socket: socket.socket | None = sock
         self._reader = hiredis.Reader(
             protocolError=redis.exceptions.InvalidResponse,
@@ -201,9 +201,8 @@ class Link:
     def close(self) -> None:
         self._socket = None
         self._connection.disconnect()
-        limit, self.limit = self.limit, None
-        if limit is not None:
-            limit.leave()
+        if self.seat is not None:
+            self.seat.leave()
 
     def __del__(self) -> None:
         # At the end of Python the socket may be looked at first, and would be said to be open.

@@ -43,7 +43,7 @@ class PublicLink(Link):
         self.home = home
         self.idle_since = 0.0
         self.closings = 0
-        self.limit = None
+        self.seat = None
         self._socket = None
         self._is_plain = False
         self._timeout = timeout

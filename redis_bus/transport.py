@@ -61,6 +61,7 @@ class Transport(Protocol):
     address: str  # for people
     kind: str  # node, cluster or sentinel
     closings: int  # a connection that was made before the last of them is not kept
+    max_connections: int | None  # how many there may be to a server at a time; None: any number
 
     def exchange(
         self,
@@ -143,7 +144,9 @@ class NodeTransport:
         self._connect_seconds = connect_seconds  # where another server may do as well
         self._idle: list[Link] = []
         self._pid = os.getpid()
-        self.limit = _new_limit(endpoint)
+        count = endpoint.max_connections
+        self.max_connections = count
+        self.limit = None if count is None else Limit(count)
         self.closings = 0
         self.address = self.endpoint.address
 
@@ -334,11 +337,19 @@ class NodeTransport:
         if self._pid != os.getpid():
             # The parent's sockets: both sides writing to one would mix their bytes. Another thread
             # that finds the new number is to find them gone.
-            self._idle, self.limit = [], _new_limit(self.endpoint)
+            self._idle = []
             self._pid = os.getpid()
         if self.limit is not None:
             return self._checkout_within(self.limit, timeout)
         return self._take_idle() or self._open(timeout)
+
+    def spare_idle(self) -> bool:
+        """Close a connection that nobody uses, to make room for another; False: there is none."""
+        link = self._take_idle()
+        if link is None:
+            return False
+        link.close()
+        return True
 
     def _take_idle(self) -> Link | None:
         """Return a connection that is open and free; None where there is none."""
@@ -360,13 +371,14 @@ class NodeTransport:
                 link = self._take_idle()
                 if link is not None:
                     return link
-                if limit.enter():
+                seat = limit.enter()
+                if seat is not None:
                     try:
                         link = self._open(max(LEAST_SECONDS, end - time.monotonic()))
                     except BaseException:
-                        limit.leave()
+                        seat.leave()
                         raise
-                    link.limit = limit
+                    link.seat = seat
                     return link
             if not limit.wait(end, seen, again=again):
                 raise NotNow(limit.reached(self.address))
@@ -408,8 +420,8 @@ class NodeTransport:
         self._idle.append(link)
         if link.closings != self.closings:  # it was closed meanwhile
             self._close_idle()
-        elif link.limit is not None:
-            link.limit.call_next()
+        elif link.seat is not None:
+            link.seat.free()
 
     def is_astray(self, link: Link, error: BaseException | None = None) -> bool:
         return False
@@ -469,10 +481,6 @@ class NodeTransport:
             except IndexError:
                 return
             link.close()
-
-
-def _new_limit(endpoint: Endpoint) -> Limit | None:
-    return None if endpoint.max_connections is None else Limit(endpoint.max_connections)
 
 
 def ask_twice(
