@@ -134,7 +134,7 @@ class PublicWire:
                 self._more.clear()
                 data, self._out = b"".join(self._out), []
                 if data:
-                    await self._connection.send_packed_command(data, check_health=False)
+                    await self._connection.send_packed_command([data], check_health=False)
                 elif self._is_closing:
                     break
                 if self._is_closing:

@@ -51,7 +51,7 @@ class PublicLink(Link):
 
     def send(self, data: bytes) -> None:
         self._check()
-        self._connection.send_packed_command(data, check_health=False)
+        self._connection.send_packed_command([data], check_health=False)
 
     def can_read(self, seconds: float) -> bool:
         self._check()

@@ -109,9 +109,9 @@ def test_no_more_connections_are_made_than_there_may_be(
 ) -> None:
     with Bus("limited", url=one.url) as served:
         served.register()(square)
-        with serving(served), Bus("limited", **GIVEN[given](one, 2)) as bus, Peak(watch) as peak:
-            with ThreadPoolExecutor(20) as pool:
-                assert list(pool.map(bus.square, range(60))) == [n * n for n in range(60)]
+        limited = Bus("limited", **GIVEN[given](one, 2))
+        with serving(served), limited as bus, Peak(watch) as peak, ThreadPoolExecutor(20) as pool:
+            assert list(pool.map(bus.square, range(60))) == [n * n for n in range(60)]
     assert 1 <= peak.most <= 2
 
 
