@@ -58,6 +58,8 @@ setup(
             "uvloop>=0.19",
             "fastapi>=0.115",
             "uvicorn>=0.30",
+            "valkey>=6.1",
+            "fakeredis>=2.26",
         ],
     },
     entry_points={

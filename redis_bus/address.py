@@ -25,6 +25,14 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _NO_PORT = re.compile(r"\A((?:\[[^\]]*\]|[^/?#:\[]*):)(?!\d*(?:[/?#]|$)).*", re.DOTALL)
 # A parameter that has a secret, in which an @ says nothing of where the credentials end.
 _SECRET = re.compile(r"[?&]\w*(?:pas|pw|secret|token|auth|cred)\w*=", re.IGNORECASE)
+# What a connection to a unix socket does not have.
+_TCP_ONLY = {
+    "host",
+    "port",
+    "socket_connect_timeout",
+    "socket_keepalive",
+    "socket_keepalive_options",
+}
 _DATABASE = re.compile(r"/?|/\d+/?")
 _UNKNOWN = re.compile(r"unexpected keyword argument '(\w+)'")
 _INVALID_VALUE = re.compile(r"Invalid value for .(\w+). in connection URL")
@@ -59,10 +67,17 @@ def connect(url: str, **redis_kwargs: Any) -> redis.Redis:
     url = _check(url)
     if redis_kwargs.pop("ssl", False):
         url = f"rediss://{url.partition('://')[2]}"
+    socket_path = redis_kwargs.pop("unix_socket_path", None)
     redis_kwargs.setdefault("retry", redis.retry.Retry(redis.backoff.NoBackoff(), 0))
     client = redis.Redis.from_url(url, **redis_kwargs)
-    settings = client.connection_pool.connection_kwargs
+    pool = client.connection_pool
+    settings = pool.connection_kwargs
     settings.update({name: redis_kwargs[name] for name in settings.keys() & redis_kwargs.keys()})
+    if socket_path is not None:  # as redis.Redis has it: instead of a host and a port
+        pool.connection_class = redis.UnixDomainSocketConnection
+        for name in [n for n in settings if n in _TCP_ONLY or n.startswith("ssl_")]:
+            del settings[name]
+        settings["path"] = socket_path
     settings.update(_introduced(settings))
     return client
 
@@ -199,8 +214,18 @@ def parse_url(url: str) -> tuple[type[Any], dict[str, Any]]:
     """Return the class of connections that the URL of one server means, and their arguments."""
     parse: Any = redis.connection.parse_url  # which has no types
     settings: dict[str, Any] = parse(_known(url))
-    settings.pop("max_connections", None)  # of a pool's
+    settings.pop("max_connections", None)  # of a pool's: see `limit_of`
     return settings.pop("connection_class", redis.Connection), settings
+
+
+def limit_of(url: str) -> int | None:
+    """Return how many connections there may be at a time, as the URL of one server says."""
+    parse: Any = redis.connection.parse_url
+    try:
+        found: int | None = parse(_known(url)).get("max_connections")
+    except (KeyError, ValueError):  # which is told where it is parsed for the rest
+        return None
+    return found
 
 
 def _settings_of(connection_class: type[Any]) -> set[str]:

@@ -20,7 +20,7 @@ from . import codec, directory, forks
 from .async_core import AsyncCore
 from .async_method import AsyncMethod, AsyncRun
 from .bus import DEFAULT_TIMEOUT, Bus
-from .distributed import of_async_client
+from .clients import given_either
 from .registration import OF_BUS, Registering
 from .result import parse_id
 
@@ -70,9 +70,10 @@ class AsyncBus(Registering):
         partitions: int = 1,
         **redis_kwargs: Any,
     ) -> None:
+        found = given_either(conn, url, redis_kwargs)
         self._bus = Bus(
             name,
-            _deployment(conn),
+            cast(Any, found),
             result_expire,
             cache_expire,
             prefix,
@@ -237,11 +238,6 @@ class AsyncBus(Registering):
 
     def __repr__(self) -> str:
         return repr(self._bus).replace("<Bus", "<AsyncBus", 1)
-
-
-def _deployment(conn: Any) -> Any:
-    """Return what `Bus` takes for a client of either kind."""
-    return None if conn is None else of_async_client(conn)
 
 
 async def _in_thread(worker: Worker, work: Callable[[], R]) -> R:

@@ -103,6 +103,7 @@ class AsyncRouted(LoopBound):
     def _node(self, node: Node) -> AsyncTransport:
         if node not in self._nodes:
             base = NodeTransport(self._map.endpoint(node))
+            base.limit = self._base.node(node).limit  # of a worker's connections, too
             self._nodes[node] = AsyncTransport(base, self, CONNECT_SECONDS)
         return self._nodes[node]
 

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+# For commands, and for outcomes.
+OWN_CONNECTIONS = 2
+
+
 class AsyncCore:
     """What an `AsyncBus` knows and holds; registrations are those of the blocking core."""
 
@@ -34,6 +38,13 @@ class AsyncCore:
         self.middleware = core.middleware
         self.serializer = core.serializer
         self.loops = open_loops(core.transport)
+        core.own_connections = OWN_CONNECTIONS
+        limit = core.transport.max_connections
+        if limit is not None and limit < OWN_CONNECTIONS:
+            raise ValueError(
+                f"max_connections={limit}: an AsyncBus takes {OWN_CONNECTIONS} connections to a "
+                f"Redis, one for commands and one on which outcomes are told"
+            )
         self.methods: dict[str, AsyncMethod] = {}
         self._core = core
 

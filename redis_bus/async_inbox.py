@@ -86,6 +86,8 @@ def _expire(future: asyncio.Future[bytes | None] | None) -> None:
 class Inbox(AsyncLink):
     """A connection that subscribes one channel, on which the outcomes of jobs are told."""
 
+    takes_pushes = True
+
     def __init__(self, connection: Any, base: NodeTransport, name: InboxName) -> None:
         super().__init__(connection, base)
         self.name = name

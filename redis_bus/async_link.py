@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import select
 import ssl
 from collections import deque
 from collections.abc import Iterable
@@ -14,6 +13,9 @@ from typing import Any, Protocol
 import hiredis
 import redis
 
+from . import async_wire, wire
+from .async_wire import CLOSED
+from .limit import Seat
 from .link import PUSHED
 from .protocol import Command, pack
 from .transport import FRESH_SECONDS, READ_SECONDS, NodeTransport
@@ -24,11 +26,10 @@ LOOK_AGAIN_SECONDS = 0.05
 CLOSE_SECONDS = 1.0
 # So many commands go out at once, before the turn of the loop ends.
 AT_ONCE = 16
-HUNG_UP = select.POLLHUP | getattr(select, "POLLRDHUP", 0)  # the latter is Linux's
 _ERRNO = re.compile(r"\[Errno (\d+)\]")
 _NOT_YET = object()
 ASKING: Command = ("ASKING",)
-CLOSED = "Redis closed it"
+HANG_UPS = (ConnectionResetError, BrokenPipeError)
 
 
 class Receiver(Protocol):
@@ -65,6 +66,7 @@ class AsyncLink(asyncio.Protocol):
     """
 
     patience = READ_SECONDS
+    takes_pushes = False
 
     # redis-py's classes are typed in part only.
     def __init__(self, connection: Any, base: NodeTransport) -> None:
@@ -75,10 +77,11 @@ class AsyncLink(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(
             protocolError=redis.exceptions.InvalidResponse,
-            replyError=connection._parser.parse_error,
+            replyError=wire.error_maker(connection),
             notEnoughData=_NOT_YET,
         )
-        self._writer: asyncio.StreamWriter | None = None
+        self._wire: async_wire.Wire | None = None
+        self.seat: Seat | None = None  # where there may be only so many connections
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._watch: asyncio.TimerHandle | None = None
         self._heard = self._loop.time()
@@ -92,7 +95,7 @@ class AsyncLink(asyncio.Protocol):
             await asyncio.wait_for(self._take_over(), timeout)
         except BaseException as error:
             # Cancelled, it may be made all the same.
-            self._connection._close()
+            async_wire.drop(self._connection)
             self.close(redis.ConnectionError("it is not wanted"))
             if isinstance(error, asyncio.TimeoutError):
                 raise self._base.lost_connecting(late()) from None
@@ -103,15 +106,8 @@ class AsyncLink(asyncio.Protocol):
 
     async def _take_over(self) -> None:
         """Connect. After the handshake, what comes is ours, without a stream between."""
-        connection = self._connection
-        await connection.connect()
-        reader, writer = connection._reader, connection._writer
-        writer.transport.set_protocol(self)
-        if writer.transport.is_closing() or reader.at_eof():
-            # The stream was told of it, this will not be.
-            raise redis.ConnectionError(CLOSED)
-        connection._reader = connection._writer = None
-        self._writer, self._heard = writer, self._loop.time()
+        self._wire = await async_wire.take_over(self._connection, self)
+        self._heard = self._loop.time()
 
     def exchange(self, commands: tuple[Command, ...]) -> asyncio.Future[list[Any]]:
         """Send commands; the future gets their replies, errors among them as values."""
@@ -143,10 +139,7 @@ class AsyncLink(asyncio.Protocol):
             return True
         if self._loop.time() - self._heard < FRESH_SECONDS:
             return False
-        assert self._writer is not None
-        poll = select.poll()
-        poll.register(self._writer.get_extra_info("socket").fileno(), HUNG_UP)
-        if not poll.poll(0):
+        if self._wire is None or not self._wire.is_hung_up():
             return False
         self.close(redis.ConnectionError(CLOSED))
         return True
@@ -160,17 +153,19 @@ class AsyncLink(asyncio.Protocol):
         self.is_closed = True
         if self._watch is not None:
             self._watch.cancel()
-        if self._writer is not None:
+        if self._wire is not None:
             if error is None:
-                self._writer.transport.close()
+                self._wire.close()
             else:
-                self._writer.transport.abort()
+                self._wire.abort()
         for exchange in self._waiting:
             if not exchange.future.done():
                 # One for each: what is raised in many tasks at once collects all their frames.
                 lost = self._base.lost(error or redis.ConnectionError("it was closed"))
                 exchange.future.set_exception(lost)
         self._waiting.clear()
+        if self.seat is not None:
+            self.seat.leave()
 
     def retire(self) -> None:
         """Close it once all that was sent is answered."""
@@ -180,11 +175,11 @@ class AsyncLink(asyncio.Protocol):
 
     async def closed(self) -> None:
         """Wait until the socket is closed."""
-        if self._writer is None:
+        if self._wire is None:
             return
         await asyncio.wait([self._gone], timeout=CLOSE_SECONDS)
         if not self._gone.done():
-            self._writer.transport.abort()
+            self._wire.abort()
             await asyncio.wait([self._gone], timeout=CLOSE_SECONDS)
 
     # -- what asyncio calls -------------------------------------------------------------------
@@ -196,6 +191,14 @@ class AsyncLink(asyncio.Protocol):
             reader.feed(data)
             while (reply := reader.gets(False)) is not _NOT_YET:
                 self.received(reply)
+        except redis.RedisError as error:
+            self.close(error)
+
+    def replied(self, reply: Any) -> None:
+        """Take a reply that redis-py has read."""
+        self._heard, self._doubted = self._loop.time(), False
+        try:
+            self.received(reply)
         except redis.RedisError as error:
             self.close(error)
 
@@ -224,8 +227,8 @@ class AsyncLink(asyncio.Protocol):
 
     def _flush(self) -> None:
         out, self._out = self._out, []
-        if out and not self.is_closed and self._writer is not None:
-            self._writer.transport.write(b"".join(out))
+        if out and not self.is_closed and self._wire is not None:
+            self._wire.write(b"".join(out))
 
     def _look(self) -> None:
         """Close the connection where the oldest command waits too long."""

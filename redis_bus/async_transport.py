@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import redis
 
-from . import scripts
+from . import hooks, scripts
 from .async_confirm import Confirmer
 from .async_inbox import Inbox, InboxName
 from .async_link import (
@@ -23,7 +24,6 @@ from .async_link import (
     within,
 )
 from .confirm import Confirm
-from .distributed import BLOCKING_ONLY, CLASSES
 from .errors import BusError, ConnectionLost
 from .failures import (
     MAXCLIENTS,
@@ -34,10 +34,12 @@ from .failures import (
     is_undone,
     replica_error,
 )
+from .limit import Seat
 from .loops import BUS_CLOSED, BusClosed, LoopBound, ask_twice
 from .patience import GRACE_SECONDS, Patience
 from .protocol import Command
 from .transport import LOAD_TRIES, READ_SECONDS, ROLE, SOON_SECONDS, NodeTransport
+from .twins import asyncio_class, for_asyncio
 
 T = TypeVar("T")
 Link = TypeVar("Link", bound=AsyncLink)
@@ -47,13 +49,6 @@ logger = logging.getLogger(__name__)
 CONNECT_TRIES = 2
 # How many commands that nobody waits for are kept for the next connection.
 MAX_FORGOTTEN = 10_000
-# Of blocking TLS connections only; they are in the settings where nobody asked for them, too.
-OCSP = {
-    "ssl_ocsp_context",
-    "ssl_ocsp_expected_cert",
-    "ssl_validate_ocsp",
-    "ssl_validate_ocsp_stapled",
-}
 
 
 class AsyncTransport(LoopBound):
@@ -267,11 +262,10 @@ class AsyncTransport(LoopBound):
     async def inbox(self, timeout: float, place: str | None = None) -> Inbox:
         """Return the connection on which outcomes are told."""
         inbox, patience = self.open_inbox(), Patience(timeout - GRACE_SECONDS)
-        lost = self._base.lost_connecting
         while inbox is None:
             left = max(LOOK_AGAIN_SECONDS, timeout - patience.passed())
             try:
-                inbox = await self.once("inbox", self._connect_inbox, left, lost)
+                inbox = await self.once("inbox", self._connect_inbox, left, self._late)
             except NotNow as error:
                 await asyncio.sleep(self._base.bear(error, patience))
         return inbox
@@ -304,7 +298,7 @@ class AsyncTransport(LoopBound):
         for _ in range(CONNECT_TRIES):  # it may be lost before who waits for it has its turn
             if link is not None and not link.is_stale():
                 break
-            link = await self.once("link", self._connect, timeout, self._base.lost_connecting)
+            link = await self.once("link", self._connect, timeout, self._late)
         assert link is not None
         return link
 
@@ -315,8 +309,35 @@ class AsyncTransport(LoopBound):
         self._link = await self._open()
         return self._link
 
+    async def _seat(self) -> Seat | None:
+        """Wait until there may be one more connection. Raises NotNow where that takes too long."""
+        limit = self._base.limit
+        if limit is None:
+            return None
+        end, again = time.monotonic() + READ_SECONDS, False
+        while True:
+            seen = limit.changes
+            if again or not limit.is_awaited:
+                seat = limit.enter()
+                if seat is not None:
+                    return seat
+                if self._base.spare_idle():  # one of a worker beside
+                    continue
+            if not await limit.wait_async(end, seen, again=again):
+                raise NotNow(limit.reached(self.address))
+            again = True
+
+    def _late(self, error: BaseException) -> ConnectionLost:
+        """Return the error of who waited too long for a connection."""
+        limit = self._base.limit
+        if limit is not None and limit.is_awaited:
+            return NotNow(limit.reached(self.address))
+        return self._base.lost_connecting(error)
+
     async def _open(self) -> AsyncLink:
+        seat = await self._seat()
         link = AsyncLink(make_connection(self._base), self._base)
+        link.seat = seat
         await link.connect(READ_SECONDS)
         await self._check_role(link)
         return self._wanted(link)
@@ -325,7 +346,9 @@ class AsyncTransport(LoopBound):
         return await _persist(self._subscribe)
 
     async def _subscribe(self) -> Inbox:
+        seat = await self._seat()
         inbox = Inbox(make_connection(self._base), self._base, self._inbox_name)
+        inbox.seat = seat
         await inbox.connect(READ_SECONDS)
         await self._check_role(self._wanted(inbox))
         try:
@@ -376,16 +399,10 @@ def make_connection(base: NodeTransport) -> Any:
 
 
 def translate(base: NodeTransport) -> tuple[type[Any], dict[str, Any]]:
-    known = next((c for c in CLASSES if issubclass(base.endpoint.connection_class, c)), None)
-    if known is None:
-        kind = base.endpoint.connection_class.__name__
-        raise TypeError(f"conn: AsyncBus cannot connect as {kind} does")
-    ours = CLASSES[known]
-    for name in sorted(OCSP):
-        if base.endpoint.settings.get(name):
-            raise TypeError(f"{name}=: AsyncBus cannot do that")
-    left_out = BLOCKING_ONLY | OCSP
-    return ours, {k: v for k, v in base.endpoint.settings.items() if k not in left_out}
+    """Return the class of connections for asyncio, and their settings. Raises TypeError."""
+    endpoint = base.endpoint
+    settings = hooks.on_asyncio(for_asyncio(endpoint.settings))
+    return asyncio_class(endpoint.connection_class), settings
 
 
 async def _persist(work: Callable[[], Awaitable[T]]) -> T:

@@ -22,6 +22,7 @@ from .distributed import Cluster, Endpoint, Sentinels, open_url
 from .errors import BusError
 from .protocol import Command, pack
 from .transport import NodeTransport
+from .wire import socket_of
 
 ANSWER = b"3"
 # A blocking command that Redis has not answered after that long never will be.
@@ -96,7 +97,10 @@ class Wire:
     def __init__(self, endpoint: Endpoint) -> None:
         self._connection = endpoint.connect()
         self._connection.connect()
-        self._socket = self._connection._sock
+        sock = socket_of(self._connection)
+        if sock is None:
+            raise NoAnswer("this redis-py has no socket to give: the bare commands need one")
+        self._socket = sock
         self._socket.settimeout(2 * PATIENCE_SECONDS)
         self._reader = hiredis.Reader()
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import redis
 
 from . import codec, directory, forks
+from .clients import given
 from .cluster import open_transport
 from .core import Core
 from .deadline import check_seconds
-from .distributed import Deployment, of_client, open_url
+from .distributed import Deployment, open_url
 from .errors import BusError
 from .method import Method
 from .protocol import check_bus_name, check_method_name, check_partitions, check_prefix
@@ -41,10 +42,12 @@ class Bus(Registering):
     that cached values live, None: for ever, 0: not kept. ``prefix``: put in front of the names
     of the functions registered here, which form one service. ``timeout``: seconds that a call
     waits, None: for ever. ``serializer``: "msgpack", "json", "pickle" (only where you trust
-    every process on this Redis) or an object with ``dumps`` and ``loads``. ``conn`` is a
-    `redis.Redis`, else ``url``, REDIS_BUS_URL, REDIS_URL or redis://localhost:6379/0 counts;
-    ``redis_kwargs`` are handed to `redis.Redis`. ``partitions``: over how many parts of Redis the
-    service registered here is spread, for one that is too much for a core; published with it.
+    every process on this Redis) or an object with ``dumps`` and ``loads``. ``conn`` is a client of
+    redis-py or of valkey-py, else ``url``, REDIS_BUS_URL, REDIS_URL or redis://localhost:6379/0
+    counts; ``redis_kwargs`` are those of `redis.Redis`, such as ``db``, ``max_connections``,
+    ``unix_socket_path`` or ``connection_pool``, and not for a client that is given. ``partitions``:
+    over how many parts of Redis the service registered here is spread, for one that is too much for
+    a core; published with it.
 
     Making one does no I/O. Raises ValueError for names with characters other than
     ``A-Z a-z 0-9 _ . -`` and for a URL that means nothing, TypeError for what is of another type.
@@ -78,16 +81,13 @@ class Bus(Registering):
         self.cache_expire = cache_expire
         self.timeout = timeout
         self.serializer = codec.get_serializer(serializer)
-        self._deployment: Deployment
-        if conn is None:
-            self._deployment = open_url(url or default_url(), **redis_kwargs)
-        else:
-            self._deployment = of_client(conn)
+        found = given(conn, url, redis_kwargs)
+        self._deployment: Deployment = found or open_url(url or default_url(), **redis_kwargs)
         self._conn: Any = conn
         transport = open_transport(self._deployment)
         self._core = Core(self.name, transport, self.serializer, timeout)
         self.middleware = self._core.middleware
-        if conn is None:
+        if found is None:
             self._core.arguments = {
                 "name": name,
                 "result_expire": result_expire,

@@ -50,6 +50,7 @@ class RoutedTransport:
         self.map = places
         self.routes = Routes(places)
         self.address, self.kind = places.address, places.kind
+        self.max_connections = places.template.max_connections
         self.closings = 0
         self._nodes: dict[Node, NodeTransport] = {}
         self._learning = threading.Lock()

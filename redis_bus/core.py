@@ -39,6 +39,8 @@ class Core:
         self.methods: dict[str, Method[..., Any]] = {}
         # What the bus was made of, for its copies in other processes; None: of a connection.
         self.arguments: dict[str, Any] | None = None
+        # How many connections of asyncio the bus itself has to a server, beside a worker's.
+        self.own_connections = 0
         self._unpublished: set[str] = set()
 
     def drive(self, steps: Steps[T], gone: Callable[[Command], None] | None = None) -> T:

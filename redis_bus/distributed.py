@@ -8,33 +8,16 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import redis
-import redis.asyncio as aioredis
-import redis.asyncio.sentinel
 import redis.sentinel
 
-from .address import CLUSTER, SENTINEL, check_settings, connect, describe_address, hide_password
+from . import hooks
+from .address import CLUSTER, SENTINEL, connect, describe_address, hide_password, limit_of
 from .address import check_url as check_node_url
 from .address import parse_url as parse_node_url
+from .limit import check_limit
 from .slots import Node
 
 PORTS = {CLUSTER: 6379, SENTINEL: 26379}
-# Settings of a blocking connection that mean something else, or nothing, for one of asyncio.
-BLOCKING_ONLY = {
-    "command_packer",
-    "event_dispatcher",
-    "maint_notifications_config",
-    "maint_notifications_pool_handler",
-    "parser_class",
-    "retry",
-}
-# Of the nodes of a cluster of asyncio: they are not for connections.
-NODES_ONLY = {"connection_class", "himport_registry", "max_connections", "response_callbacks"}
-CLASSES: dict[type[Any], type[Any]] = {
-    redis.UnixDomainSocketConnection: aioredis.UnixDomainSocketConnection,
-    redis.SSLConnection: aioredis.SSLConnection,
-    redis.Connection: aioredis.Connection,
-}
-KINDS = "a redis.Redis, one made by Sentinel.master_for, or a RedisCluster"
 
 
 @dataclass(frozen=True)
@@ -44,6 +27,7 @@ class Endpoint:
     connection_class: type[Any]
     settings: dict[str, Any]
     is_master: bool = False  # whether a server that is none is not to be talked to
+    max_connections: int | None = None  # how many there may be at a time; None: any number
     is_sentinel: bool = False
 
     @property
@@ -60,7 +44,7 @@ class Endpoint:
 
     def connect(self) -> Any:
         """Return a connection that is not connected yet."""
-        return self.connection_class(**self.settings)
+        return self.connection_class(**hooks.on_blocking(self.settings))
 
 
 @dataclass(frozen=True)
@@ -98,6 +82,9 @@ class Cluster:
         settings = {k: v for k, v in self.endpoint.settings.items() if k not in ("host", "port")}
         settings.pop("db", None)
         settings.pop("retry", None)
+        settings = hooks.on_blocking(settings)
+        if self.endpoint.max_connections is not None:
+            settings["max_connections"] = self.endpoint.max_connections
         is_tls = issubclass(self.endpoint.connection_class, redis.SSLConnection)
         return redis.RedisCluster(startup_nodes=nodes, ssl=is_tls, **settings)
 
@@ -141,10 +128,15 @@ def open_url(url: str, **redis_kwargs: Any) -> Deployment:
     scheme, _, rest = url.partition("://")
     base, _, kind = scheme.partition("+")
     if kind not in (CLUSTER, SENTINEL):
+        limit = _take_limit(url, redis_kwargs)
         client = connect(url, **redis_kwargs)
         pool = client.connection_pool
-        return OneNode(Endpoint(pool.connection_class, pool.connection_kwargs), client)
-    for name in ("host", "port"):
+        if limit is not None:
+            pool.max_connections = limit
+        given = Endpoint(pool.connection_class, dict(pool.connection_kwargs), max_connections=limit)
+        _adapt(client, given.settings)
+        return OneNode(given, client)
+    for name in ("host", "port", "unix_socket_path"):
         if redis_kwargs.pop(name, None) is not None:
             raise TypeError(f"{name}=: with {scheme}:// the servers are named in the URL")
     if redis_kwargs.pop("ssl", False):
@@ -155,16 +147,30 @@ def open_url(url: str, **redis_kwargs: Any) -> Deployment:
     except ValueError as error:
         raise ValueError(f"not a Redis URL: {hide_password(url)!r}: {error}") from None
     check_node_url(node_url, url)
+    limit = _take_limit(node_url, redis_kwargs)
     connection_class, settings = parse_node_url(node_url)
     settings.update(redis_kwargs)
     for name in ("host", "port"):
         settings.pop(name, None)
     if kind == SENTINEL:
         own = {**login, **settings.pop("sentinel_kwargs", {})}
-        return _open_sentinels(connection_class, settings, nodes, service, own)
+        return _open_sentinels(connection_class, settings, nodes, service, own, limit)
     if settings.pop("db", 0):
         raise ValueError(f"not a Redis URL: {hide_password(url)!r}: a cluster has database 0 only")
-    return Cluster(Endpoint(connection_class, settings), nodes)
+    hooks.check(settings)
+    return Cluster(Endpoint(connection_class, settings, max_connections=limit), nodes)
+
+
+def _take_limit(url: str, redis_kwargs: dict[str, Any]) -> int | None:
+    """Return how many connections there may be at a time; what ``redis_kwargs`` say, taken out."""
+    from_url = limit_of(url)
+    return check_limit(redis_kwargs.pop("max_connections", from_url))
+
+
+def _adapt(client: Any, settings: dict[str, Any]) -> None:
+    """Have the hooks among settings work on the connections of a client for them."""
+    hooks.check(settings)
+    client.connection_pool.connection_kwargs.update(hooks.on_blocking(settings))
 
 
 def describe_url(url: str) -> str:
@@ -227,6 +233,7 @@ def _open_sentinels(
     nodes: tuple[Node, ...],
     service: str,
     own: dict[str, Any],
+    limit: int | None,
 ) -> Sentinels:
     """``own``: settings of the connections to the sentinels, beside those for all sockets."""
     shared = {k: v for k, v in settings.items() if k.startswith(("socket_", "ssl_"))}
@@ -234,109 +241,13 @@ def _open_sentinels(
     sentinel_kwargs = {"ssl": is_tls, **shared, **own}
     make: Any = redis.sentinel.Sentinel
     manager = make(nodes, sentinel_kwargs=sentinel_kwargs)
-    return _of_sentinel(manager.master_for(service, ssl=is_tls, **settings))
-
-
-# -- clients of redis-py ----------------------------------------------------------------------
-
-
-def of_client(client: Any) -> Deployment:
-    """Return what a blocking client of redis-py leads to.
-
-    Raises TypeError for what is none.
-    """
-    if isinstance(client, Deployment):
-        return client
-    if isinstance(client, redis.RedisCluster):
-        return _of_cluster(client)
-    pool = getattr(client, "connection_pool", None)
-    if isinstance(pool, redis.sentinel.SentinelConnectionPool):
-        return _of_sentinel(client)
-    if isinstance(pool, redis.ConnectionPool):
-        return OneNode(Endpoint(pool.connection_class, pool.connection_kwargs), client)
-    kind = type(client).__name__
-    if isinstance(client, (aioredis.Redis, aioredis.RedisCluster)):
-        raise TypeError(f"conn: this {kind} is for asyncio, and so for AsyncBus; Bus needs {KINDS}")
-    raise TypeError(f"conn: {KINDS} is needed, not {kind}")
-
-
-def of_async_client(client: Any) -> Deployment:
-    """Return what a client for asyncio leads to, or a blocking one.
-
-    Raises TypeError for what is neither.
-    """
-    if isinstance(client, aioredis.RedisCluster):
-        return _of_async_cluster(client)
-    pool = getattr(client, "connection_pool", None)
-    if isinstance(pool, redis.asyncio.sentinel.SentinelConnectionPool):
-        return _of_sentinel(client)
-    if not isinstance(client, aioredis.Redis):
-        return of_client(client)
-    assert pool is not None
-    return OneNode(_endpoint(pool), client)
-
-
-def _endpoint(pool: Any) -> Endpoint:
-    """Return how a pool connects, as a blocking connection would."""
-    settings = {k: v for k, v in pool.connection_kwargs.items() if k != "connection_pool"}
-    kind = pool.connection_class
-    if issubclass(kind, aioredis.Connection) or kind in CLASSES.values():
-        kept = {k: v for k, v in settings.items() if k not in BLOCKING_ONLY}
-        return Endpoint(_blocking_class(kind), kept)
-    if "connection_pool" in pool.connection_kwargs:  # Sentinel's find their address themselves
-        is_tls = issubclass(kind, redis.SSLConnection)
-        return Endpoint(redis.SSLConnection if is_tls else redis.Connection, settings)
-    return Endpoint(kind, settings)
-
-
-def _blocking_class(kind: type[Any]) -> type[Any]:
-    for blocking, ours in CLASSES.items():
-        if issubclass(kind, ours):
-            return blocking
-    raise TypeError(f"conn: AsyncBus cannot connect as {kind.__name__} does")
-
-
-def _of_sentinel(client: Any) -> Sentinels:
-    pool = client.connection_pool
-    if not pool.is_master:
-        raise TypeError("conn: it leads to a replica, and a bus needs the master: see master_for")
-    manager = pool.sentinel_manager
-    # One that cannot be reached is passed over: it is not to be tried again and again.
-    found = [replace(_endpoint(o.connection_pool), is_sentinel=True) for o in manager.sentinels]
-    return Sentinels(
-        replace(_endpoint(pool), is_master=True),
-        pool.service_name,
-        tuple(found),
-        manager.min_other_sentinels,
-        manager._force_master_ip,
-        client,
-    )
-
-
-def _of_cluster(client: Any) -> Cluster:
-    manager = client.nodes_manager
-    known = [(node.host, int(node.port)) for node in manager.startup_nodes.values()]
-    # What redis-py makes of it sends READONLY, with which a replica would answer.
-    own = client.user_on_connect_func
-    settings = {k: v for k, v in manager.connection_kwargs.items() if k not in ("host", "port")}
-    settings["redis_connect_func"] = None if own is None else _both(own)
-    pool = manager.create_redis_node(*known[0], **settings).connection_pool
-    return Cluster(_endpoint(pool), tuple(known), manager.address_remap)
-
-
-def _both(own: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def on_connect(connection: Any) -> None:
-        connection.on_connect()
-        own(connection)
-
-    return on_connect
-
-
-def _of_async_cluster(client: Any) -> Cluster:
-    manager, kwargs = client.nodes_manager, client.connection_kwargs
-    known = [(node.host, int(node.port)) for node in manager.startup_nodes.values()]
-    left_out = NODES_ONLY | BLOCKING_ONLY | {"redis_connect_func"}
-    settings = {k: v for k, v in kwargs.items() if k not in left_out}
-    endpoint = Endpoint(_blocking_class(kwargs["connection_class"]), settings)
-    check_settings(endpoint.connection_class, settings)
-    return Cluster(endpoint, tuple(known), manager.address_remap)
+    client = manager.master_for(service, ssl=is_tls, max_connections=limit, **settings)
+    _adapt(client, settings)
+    known = client.connection_pool.connection_kwargs
+    own_settings = {k: v for k, v in known.items() if k != "connection_pool"}
+    endpoint = Endpoint(connection_class, {**own_settings, **settings}, True, limit)
+    found = [one.connection_pool for one in manager.sentinels]
+    sentinels = [
+        Endpoint(one.connection_class, one.connection_kwargs, is_sentinel=True) for one in found
+    ]
+    return Sentinels(endpoint, service, tuple(sentinels), manager.min_other_sentinels, given=client)

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 import hiredis
 import redis
 
+from . import wire
+
 if TYPE_CHECKING:
+    from .limit import Seat
     from .transport import NodeTransport
 
 BUFFER_BYTES = 65536
@@ -51,37 +54,36 @@ class Link:
         "closings",
         "home",
         "idle_since",
+        "seat",
     )
 
     # redis-py's classes are typed in part only.
-    def __init__(self, connection: Any, home: NodeTransport, timeout: float) -> None:
-        """Connect within about ``timeout`` seconds."""
+    def __init__(
+        self, connection: Any, home: NodeTransport, timeout: float, sock: socket.socket
+    ) -> None:
+        """Take over the socket of a connection that is connected: see `public_link.open_link`."""
         self._connection = connection
         self.home = home  # whose it is
         self.idle_since = 0.0
         self.closings = 0
-        connection.socket_timeout = timeout  # of the handshake, too
-        if hasattr(connection, "socket_connect_timeout"):
-            known = connection.socket_connect_timeout
-            connection.socket_connect_timeout = timeout if known is None else min(known, timeout)
-        connection.connect()
-        self._socket: socket.socket | None = connection._sock
+        self.seat: Seat | None = None  # where there may be only so many connections
+        self._socket: socket.socket | None = sock
         self._reader = hiredis.Reader(
             protocolError=redis.exceptions.InvalidResponse,
-            replyError=connection._parser.parse_error,
+            replyError=wire.error_maker(connection),
             notEnoughData=_NOT_YET,
         )
         self._buffer = bytearray(BUFFER_BYTES)
         # Not one of gevent, say, which leaves the kernel nothing to wait for.
-        is_socket = isinstance(connection._sock, _socket.socket)
-        is_plain = is_socket and not isinstance(connection._sock, ssl.SSLSocket)
+        is_socket = isinstance(sock, _socket.socket)
+        is_plain = is_socket and not isinstance(sock, ssl.SSLSocket)
         self._is_plain = _HAS_KERNEL_TIME and is_plain
         self._timeout = timeout
         self._least = 1  # bytes for which the kernel wakes a read
         if self._is_plain:
-            connection._sock.settimeout(None)
+            sock.settimeout(None)
             for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-                connection._sock.setsockopt(socket.SOL_SOCKET, option, _MOMENT)
+                sock.setsockopt(socket.SOL_SOCKET, option, _MOMENT)
 
     def is_broken(self) -> bool:
         """Whether the other side closed it, or left bytes that nobody asked for."""
@@ -199,6 +201,8 @@ class Link:
     def close(self) -> None:
         self._socket = None
         self._connection.disconnect()
+        if self.seat is not None:
+            self.seat.leave()
 
     def __del__(self) -> None:
         # At the end of Python the socket may be looked at first, and would be said to be open.

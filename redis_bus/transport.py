@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 
 import redis
 
-from . import scripts
+from . import hooks, scripts
 from .address import check_settings
 from .confirm import Confirm
 from .distributed import Endpoint
@@ -32,9 +32,11 @@ from .failures import (
     replica_error,
     unsent,
 )
+from .limit import Limit
 from .link import Link
 from .patience import GRACE_SECONDS, LEAST_SECONDS, Patience
 from .protocol import BLOCKING, QUEUED_BYTES, SLICE_SECONDS, Command, pack, pack_asking, wait_less
+from .public_link import open_link
 
 # A reply that is later than this means that the peer is gone.
 READ_SECONDS = SLICE_SECONDS + 5.0
@@ -65,6 +67,7 @@ class Transport(Protocol):
     address: str  # for people
     kind: str  # node, cluster or sentinel
     closings: int  # a connection that was made before the last of them is not kept
+    max_connections: int | None  # how many there may be to a server at a time; None: any number
 
     def exchange(
         self,
@@ -139,6 +142,7 @@ class NodeTransport:
         no_retry = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
         settings: dict[str, Any] = {**endpoint.settings, "socket_timeout": READ_SECONDS}
         settings.update(retry=no_retry, retry_on_error=[], retry_on_timeout=False)
+        hooks.check(settings)
         check_settings(endpoint.connection_class, settings)
         self.endpoint = replace(endpoint, settings=settings)
         is_tls = issubclass(endpoint.connection_class, redis.SSLConnection)
@@ -148,6 +152,9 @@ class NodeTransport:
         self._pid = os.getpid()
         self._was_there = False  # whether there ever was a connection
         self._server = "Sentinel" if endpoint.is_sentinel else "Redis"
+        count = endpoint.max_connections
+        self.max_connections = count
+        self.limit = None if count is None else Limit(count)
         self.closings = 0
         self.address = self.endpoint.address
 
@@ -388,18 +395,56 @@ class NodeTransport:
             # that finds the new number is to find them gone.
             self._idle = []
             self._pid = os.getpid()
+        if self.limit is not None:
+            return self._checkout_within(self.limit, timeout)
+        return self._take_idle() or self._open(timeout)
+
+    def spare_idle(self) -> bool:
+        """Close a connection that nobody uses, to make room for another; False: there is none."""
+        link = self._take_idle()
+        if link is None:
+            return False
+        link.close()
+        return True
+
+    def _take_idle(self) -> Link | None:
+        """Return a connection that is open and free; None where there is none."""
         while True:
             try:
                 link = self._idle.pop()
             except IndexError:
-                break
+                return None
             if time.monotonic() - link.idle_since < FRESH_SECONDS or not link.is_broken():
                 return link
             link.close()
+
+    def _checkout_within(self, limit: Limit, timeout: float) -> Link:
+        """Return a connection where there may be only so many: when one is free, in turn."""
+        end, again = time.monotonic() + limit.patience(timeout), False
+        while True:
+            seen = limit.changes
+            if again or not limit.is_awaited:
+                link = self._take_idle()
+                if link is not None:
+                    return link
+                seat = limit.enter()
+                if seat is not None:
+                    try:
+                        link = self._open(max(LEAST_SECONDS, end - time.monotonic()))
+                    except BaseException:
+                        seat.leave()
+                        raise
+                    link.seat = seat
+                    return link
+            if not limit.wait(end, seen, again=again):
+                raise NotNow(limit.reached(self.address))
+            again = True
+
+    def _open(self, timeout: float) -> Link:
         end, closings = time.monotonic() + timeout, self.closings
         while True:
             try:
-                link = Link(self.endpoint.connect(), self, timeout)
+                link = open_link(self.endpoint.connect(), self, timeout)
                 link.closings = closings
                 if self.endpoint.is_master:
                     self._check_role(link)
@@ -436,6 +481,8 @@ class NodeTransport:
         self._idle.append(link)
         if link.closings != self.closings:  # it was closed meanwhile
             self._close_idle()
+        elif link.seat is not None:
+            link.seat.free()
 
     def is_astray(self, link: Link, error: BaseException | None = None) -> bool:
         if error is not None:

@@ -111,6 +111,7 @@ class Worker:
         self._dispatch = Dispatch(self.stopping)
         self._fetchers: list[Fetcher] = []
         self._set_up(len(targets[0].routes))
+        self._check_connections()
         self._heart = Heart(self, targets, self.stopping)
         self._signals = 0
         self._pid = os.getpid()
@@ -326,6 +327,19 @@ class Worker:
         partitions = self.core.drive(count_partitions(self.service, len(self.lanes)))
         if partitions != len(self.lanes):
             self._set_up(partitions)
+            self._check_connections()
+
+    def _check_connections(self) -> None:
+        """Raise BusError where there may be fewer connections than serving takes."""
+        limit, jobs = self.core.transport.max_connections, len(self.askers)
+        others = self.core.own_connections + int(self._loops is not None)
+        if limit is not None and limit < jobs + 1 + others:
+            more = f", {others} of asyncio" if others else ""
+            raise BusError(
+                f"max_connections={limit}: to serve so takes {jobs + 1 + others} connections to a "
+                f"Redis ({jobs} to wait for jobs, 1 for the heartbeat{more}); allow of more, "
+                f"and of one more for each call that its jobs make at a time"
+            )
 
     def publish(self) -> None:
         """Publish the methods; where memory is full, the heart does that once there is room."""
