@@ -25,7 +25,7 @@ from .servers import EmbeddedUnavailable, find_server
 
 READY_SECONDS = 10.0
 STOP_SECONDS = 5.0
-POLL_SECONDS = 0.01
+POLL_SECONDS = 0.002
 PREFIX = "redis_bus-"
 # In the folder of a server; locked as long as its owner or the server itself lives.
 LOCK = "lock"

@@ -34,6 +34,11 @@ def is_unreachable(error: ConnectionLost) -> bool:
     return str(error).startswith((NO_REDIS, NO_TLS))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Redis refused a command because it has no memory left."""
+    return isinstance(error.__cause__, redis.exceptions.OutOfMemoryError)
+
+
 def is_undone(error: ConnectionLost) -> bool:
     """Whether it is certain that nothing was done."""
     return isinstance(error, NotNow) or is_unreachable(error)

@@ -24,6 +24,7 @@ from .errors import (
     QueueFull,
     SerializationError,
 )
+from .failures import is_out_of_memory
 from .mapped_call import MappedCall
 from .protocol import MOVED_TAG, Command
 from .target import Args, Options
@@ -237,6 +238,10 @@ class FanOut:
             # The outcomes are read without taking them; and who waits tries again for a while.
             logger.debug("%s: %s; trying again", first.shown, error)
             return False
+        except BusError as error:
+            if not is_out_of_memory(error):
+                raise
+            return False  # `wait` knows what to do then
         found = replies[len(commands) - len(others) - 1 :]
         there = 0
         for one, reply in zip((first, *others), found, strict=True):

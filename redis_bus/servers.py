@@ -20,7 +20,6 @@ PLATFORMS = {
     ("darwin", "x86_64"),
     ("darwin", "arm64"),
 }
-NO_TLS = f"the server of the {WHEEL} wheel is built without TLS"
 
 
 class EmbeddedUnavailable(BusError):

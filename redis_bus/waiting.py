@@ -16,7 +16,7 @@ from .errors import (
     NoWorkers,
     ProtocolError,
 )
-from .failures import WAYS_OUT, NotNow, is_unreachable
+from .failures import WAYS_OUT, NotNow, is_out_of_memory, is_unreachable
 from .protocol import MOVED_TAG, SLICE_SECONDS, Route
 from .steps import Request, Steps, Wait, Withdrawal, ask
 from .sweep import sweep
@@ -63,14 +63,15 @@ def wait(ticket: Ticket, deadline: Deadline, *, has_waited: bool = False) -> Ste
     """
     watch, longest = _Watch(ticket, deadline), FIRST_SLICE_SECONDS
     service, moves, away = ticket.route.service, 0, Away()
+    full: BusError | None = None
     while True:
         is_late = deadline.left() == 0.0
         try:
-            if has_waited and not is_late:
+            if has_waited and not is_late and full is None:
                 longest = yield from watch.look_around()
                 has_waited = False
             seconds, timeout = slice_of(deadline, longest)
-            if is_late:
+            if is_late or full is not None:
                 reply = (yield Request((service.look(watch.job),), timeout))[0]
             else:
                 slice_ = Wait(service, watch.job, seconds)
@@ -90,6 +91,20 @@ def wait(ticket: Ticket, deadline: Deadline, *, has_waited: bool = False) -> Ste
                 raise
             logger.debug("%s: %s; trying again", ticket.shown, error)
             yield Request((), pause=pause)
+            continue
+        except BusError as error:
+            if full is not None or not is_out_of_memory(error):
+                raise
+            # It refuses to wait then. From 7.2 on it also refuses who waited and is woken: the
+            # outcome is there, and is read without waiting.
+            full = error
+            continue
+        if reply is None and full is not None and not is_late:
+            pause = away.pause(deadline)
+            if pause is None:
+                raise full
+            yield Request((), pause=pause)
+            full, has_waited = None, True
             continue
         away = Away()
         if reply is None and is_late:

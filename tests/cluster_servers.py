@@ -10,6 +10,7 @@
     move = cluster.start_move(slot, target)        # from now on the source answers ASK
     move.move_key(key), move.move_keys()           # one; all that are left
     move.finish()                                  # from now on the source answers MOVED
+    cluster.migrate_slot(slot, target)             # the same as one command of Valkey 9
     cluster.kill(node), cluster.restart(node), node.stop_signal(), node.cont()
     cluster.wait_until_ok()                        # all that run agree, the dead are known to be
     cluster.flush()                                # empty and whole again: for the next test
@@ -26,7 +27,7 @@ from redis.cluster import ClusterNode as Address
 
 from tests.cluster_moves import SlotMove, slot_of
 from tests.cluster_node import SLOTS, ClusterNode, Entry
-from tests.server_group import POLL_SECONDS, Group, free_ports, start_all
+from tests.server_group import POLL_SECONDS, Group, free_ports, pairs, start_all
 from tests.support import PATIENCE_SECONDS, eventually
 
 # What a cluster gets to be whole again, before it is made anew.
@@ -147,6 +148,20 @@ class Cluster(Group):
         move = self.start_move(slot, target)
         move.move_keys()
         move.finish()
+
+    def migrate_slot(self, slot: int, target: ClusterNode) -> None:
+        """Have the server itself move a slot as a whole; return once all agree. Valkey 9."""
+        source = self.master_of(slot)
+        source.call("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", target.name)
+        eventually(lambda: self._has_migrated(source, slot, target))
+        self.wait_until_ok()
+        self.renew_epochs()
+
+    def _has_migrated(self, source: ClusterNode, slot: int, target: ClusterNode) -> bool:
+        for job in map(pairs, source.call("CLUSTER", "GETSLOTMIGRATIONS")):
+            if job["target_node"] == target.name and job["slot_ranges"] == f"{slot}-{slot}":
+                assert job["state"] not in ("failed", "canceled"), job
+        return self.master_of(slot) is target
 
     # -- being whole ----------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import shlex
 
 import redis
 
-from tests.server_group import Server
+from tests.server_group import Server, pairs
 
 # By which the sentinels know the master.
 NAME = "redis_bus"
@@ -48,13 +48,9 @@ class SentinelServer(FiledServer):
 
     def about_master(self) -> dict[str, str]:
         """Return what this sentinel knows of the master."""
-        return _pairs(self.call("SENTINEL", "MASTER", NAME))
+        return pairs(self.call("SENTINEL", "MASTER", NAME))
 
     def about_replicas(self) -> dict[int, dict[str, str]]:
         """Return what this sentinel knows of the replicas, by their ports."""
-        found = [_pairs(one) for one in self.call("SENTINEL", "SLAVES", NAME)]
+        found = [pairs(one) for one in self.call("SENTINEL", "SLAVES", NAME)]
         return {int(one["port"]): one for one in found}
-
-
-def _pairs(flat: list[str]) -> dict[str, str]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))

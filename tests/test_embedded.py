@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 from redis_bus.embedded import LOCK, EmbeddedRedis, remove_stale_folders
 from redis_bus.servers import advice, bundled_server, has_wheel, how_to_install, product
-from tests.support import Processes, eventually, find_servers
+from tests.support import Processes, eventually, find_servers, needs_wheel
 
 OWNER = """
     import signal
@@ -172,6 +172,7 @@ def test_without_a_server_the_command_says_what_to_install(owners: Processes) ->
     )
 
 
+@needs_wheel
 def test_the_server_of_the_wheel_is_found_and_its_python_is_not_imported(
     owners: Processes,
 ) -> None:

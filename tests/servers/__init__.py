@@ -113,6 +113,15 @@ def with_tls() -> list[str]:
     return [name for name, path in find_servers().items() if has_tls(path)]
 
 
+def with_slot_migration() -> list[str]:
+    """Return the names of the servers that move whole slots: Valkey 9 has CLUSTER MIGRATESLOTS."""
+    return [name for name in find_servers() if name.startswith("valkey-") and _major(name) >= 9]
+
+
+def _major(name: str) -> int:
+    return int(name.partition("-")[2].partition(".")[0])
+
+
 def has_tls(path: str) -> bool:
     """Whether a server is built with TLS: only then does it come to miss its certificate."""
     words = [path, "--port", "0", "--tls-port", "1"]
