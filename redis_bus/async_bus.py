@@ -88,6 +88,7 @@ class AsyncBus(Registering):
         self.partitions = self._bus.partitions
         self._conn = conn
         self._core = AsyncCore(self._bus._core)
+        self._core.face = AsyncBus
         self.middleware = self._core.middleware
 
     @property

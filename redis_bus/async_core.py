@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,6 +36,8 @@ class AsyncCore:
         self.loops = open_loops(core.transport)
         self.methods: dict[str, AsyncMethod] = {}
         self._core = core
+        # What makes a bus for its copies in other processes: see `Core.face`.
+        self.face: Callable[..., Any] | None = None
 
     @property
     def registrations(self) -> dict[str, Registration]:

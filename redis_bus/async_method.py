@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
 from . import async_dead_letters, async_direct, async_fan_out, calls, forks, outcome, waiting
@@ -206,7 +206,7 @@ class AsyncMethod:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle it with what its bus was made of. See `Method.__reduce__`."""
         arguments = forks.arguments_of(self._core.blocking, repr(self))
-        return forks.async_method_of, (arguments, self.__name__, self._options)
+        return async_method_of, (self._core.face, arguments, self.__name__, self._options)
 
     def __repr__(self) -> str:
         return f"<async method {self.__name__}{self.__signature__} of bus {self._core.name!r}>"
@@ -238,3 +238,10 @@ class AsyncRun(JobResult):
     async def cancel(self) -> bool:
         """Withdraw the job. See `AsyncResult.cancel`."""
         return await self._core.drive(calls.cancel(self._ticket()))
+
+
+def async_method_of(
+    face: Callable[..., Any], arguments: dict[str, Any], name: str, options: Options
+) -> AsyncMethod:
+    """Return a method of an `AsyncBus` of this process. See `method_of` of `method`."""
+    return AsyncMethod(face(**arguments)._core, name, options)

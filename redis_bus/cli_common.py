@@ -9,7 +9,6 @@ import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
-from enum import IntEnum
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -18,6 +17,7 @@ from .address import hide_password
 from .bus import Bus
 from .embedded import EmbeddedUnavailable, how_to_install
 from .errors import BusError, CallTimeout, ConnectionLost, NoWorkers
+from .exits import Exit
 from .failures import NO_REDIS, WAYS_OUT
 from .method import Method
 
@@ -29,19 +29,6 @@ _CREDENTIALS = re.compile(
 )
 _PASSWORD_ARGUMENT = re.compile(r"([?&]\w*password=)[^\s'\"&]+", re.IGNORECASE)
 _NO_REDIS = re.compile(f"{NO_REDIS} (?P<where>.*); {re.escape(WAYS_OUT)}", re.DOTALL)
-
-
-class Exit(IntEnum):
-    """The exit codes; scripts rely on them."""
-
-    OK = 0
-    REMOTE_ERROR = 1
-    USAGE = 2
-    NO_WORKERS = 3
-    TIMEOUT = 4
-    NO_REDIS = 5
-    INTERRUPTED = 130
-    TERMINATED = 143
 
 
 class Seconds(click.FloatRange):
@@ -127,11 +114,6 @@ def find_method(bus: Bus, name: str) -> Method[..., Any]:
         return bus[name]
     except KeyError as error:
         fail(str(error.args[0]), Exit.USAGE)
-
-
-def count(number: int, noun: str) -> str:
-    """Return '1 worker', '2 workers'."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def first_line(text: str | None) -> str:

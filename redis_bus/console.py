@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from .bus import Bus
-from .cli_common import Exit, describe
+from .cli_common import describe
 from .errors import ConnectionLost
+from .exits import Exit
 
 TIPS = "bus.<tab> lists them, help(bus.NAME) explains one, bus.NAME(...) calls it"
 

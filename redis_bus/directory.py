@@ -12,9 +12,8 @@ from .errors import BusError, ProtocolError
 from .partitions import announce, count_partitions
 from .protocol import Command, Route, Service, bus_pattern, methods_key, read_span
 from .slots import by_slot
-from .steps import Steps, ask
+from .steps import READ_SECONDS, Steps, ask
 from .target import Target
-from .transport import READ_SECONDS
 
 logger = logging.getLogger(__name__)
 # How many methods are asked for in one write.

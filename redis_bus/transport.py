@@ -27,10 +27,9 @@ from .failures import (
     refusal,
 )
 from .link import Link
-from .protocol import BLOCKING, QUEUED_BYTES, SLICE_SECONDS, Command, pack, pack_asking
+from .protocol import BLOCKING, QUEUED_BYTES, Command, pack, pack_asking
+from .steps import READ_SECONDS as READ_SECONDS
 
-# A reply that is later than this means that the peer is gone.
-READ_SECONDS = SLICE_SECONDS + 5.0
 # A connection that was idle for longer is looked at before it is used again.
 FRESH_SECONDS = 0.5
 # How long to wait where a unix socket has no room for another connection yet.

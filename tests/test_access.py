@@ -38,8 +38,8 @@ from redis_bus import (
     waiting,
 )
 from redis_bus.cli import main
-from redis_bus.cli_common import Exit
 from redis_bus.embedded import EmbeddedRedis
+from redis_bus.exits import Exit
 from redis_bus.protocol import Post, Service, methods_key
 from redis_bus.sweep import sweep
 from tests.faults.place import RedisServer, _free_port
