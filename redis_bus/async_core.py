@@ -28,7 +28,8 @@ T = TypeVar("T")
 class AsyncCore:
     """What an `AsyncBus` knows and holds; registrations are those of the blocking core."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, make: Callable[[AsyncCore, str], AsyncMethod]) -> None:
+        """``make`` makes the method of a name."""
         self.name = core.name
         self.timeout = core.timeout
         self.middleware = core.middleware
@@ -36,6 +37,7 @@ class AsyncCore:
         self.loops = open_loops(core.transport)
         self.methods: dict[str, AsyncMethod] = {}
         self._core = core
+        self._make = make
         # What makes a bus for its copies in other processes: see `Core.face`.
         self.face: Callable[..., Any] | None = None
 
@@ -50,11 +52,9 @@ class AsyncCore:
 
     def method(self, name: str) -> AsyncMethod:
         """Return the method of a name, whether it is on the bus or not."""
-        from .async_method import AsyncMethod
-
         method = self.methods.get(name)
         if method is None:
-            method = self.methods[name] = AsyncMethod(self, name)
+            method = self.methods[name] = self._make(self, name)
         return method
 
     async def load(self, name: str, seconds: float | None = None) -> Target:

@@ -28,11 +28,11 @@ from hypothesis.errors import HypothesisException, NoSuchExample
 from hypothesis.strategies import SearchStrategy
 
 from .cache_key import compile_template
+from .cache_key_error import CacheKeyError
 from .errors import SerializationError
 from .method import Method
 from .registration import Registration
 from .target import ShownCall
-from .testing import CacheKeyError
 
 MAX_EXAMPLES = 500
 CALLED_TWICE = 100  # examples of calls that are made twice, before the search for pairs
