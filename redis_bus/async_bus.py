@@ -18,7 +18,8 @@ import redis.asyncio as aioredis
 
 from . import codec, directory, forks
 from .async_core import AsyncCore
-from .async_method import AsyncMethod, AsyncRun
+from .async_method import AsyncMethod
+from .async_result import AsyncRun
 from .bus import DEFAULT_TIMEOUT, Bus
 from .clients import given_either
 from .registration import OF_BUS, Registering
@@ -88,7 +89,8 @@ class AsyncBus(Registering):
         self.timeout, self.serializer = self._bus.timeout, self._bus.serializer
         self.partitions = self._bus.partitions
         self._conn = conn
-        self._core = AsyncCore(self._bus._core)
+        self._core = AsyncCore(self._bus._core, AsyncMethod)
+        self._core.face = AsyncBus
         self.middleware = self._core.middleware
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,7 +33,8 @@ OWN_CONNECTIONS = 2
 class AsyncCore:
     """What an `AsyncBus` knows and holds; registrations are those of the blocking core."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, make: Callable[[AsyncCore, str], AsyncMethod]) -> None:
+        """``make`` makes the method of a name."""
         self.name = core.name
         self.timeout = core.timeout
         self.middleware = core.middleware
@@ -47,6 +49,9 @@ class AsyncCore:
             )
         self.methods: dict[str, AsyncMethod] = {}
         self._core = core
+        self._make = make
+        # What makes a bus for its copies in other processes: see `Core.face`.
+        self.face: Callable[..., Any] | None = None
 
     @property
     def registrations(self) -> dict[str, Registration]:
@@ -59,11 +64,9 @@ class AsyncCore:
 
     def method(self, name: str) -> AsyncMethod:
         """Return the method of a name, whether it is on the bus or not."""
-        from .async_method import AsyncMethod
-
         method = self.methods.get(name)
         if method is None:
-            method = self.methods[name] = AsyncMethod(self, name)
+            method = self.methods[name] = self._make(self, name)
         return method
 
     async def load(self, name: str, seconds: float | None = None) -> Target:

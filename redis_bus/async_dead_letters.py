@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .async_result import AsyncRun
 from .dead_letters import DeadLetter, list_letters
 from .entries import Letter, retried
 from .errors import BusError
@@ -12,7 +13,6 @@ from .target import Target
 
 if TYPE_CHECKING:
     from .async_core import AsyncCore
-    from .async_method import AsyncRun
 
 
 class AsyncDeadLetter(DeadLetter):
@@ -24,8 +24,6 @@ class AsyncDeadLetter(DeadLetter):
 
     async def retry(self) -> AsyncRun:  # type: ignore[override]
         """Give the job to the workers again. See `DeadLetter.retry`."""
-        from .async_method import AsyncRun
-
         job, route = self._job, self._route
         if job is None:
             raise BusError(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from . import async_dead_letters, async_direct, async_fan_out, calls, forks, outcome, waiting
+from . import async_dead_letters, async_direct, async_fan_out, calls, forks, waiting
 from .async_dead_letters import AsyncDeadLetter
+from .async_result import AsyncRun
 from .context import headers
 from .deadline import Deadline
 from .directory import UnknownMethod
@@ -17,8 +18,7 @@ from .failures import NotNow, is_unreachable
 from .fan_out import DEFAULT_WINDOW
 from .loops import BusClosed
 from .middleware import Call
-from .protocol import Route, Service
-from .result import JobResult
+from .protocol import Service
 from .steps import Request, Steps
 from .target import KEEP, Args, Kwargs, Options, ShownCall, Target, empty_signature
 from .transport import SOON_SECONDS
@@ -210,36 +210,14 @@ class AsyncMethod:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle it with what its bus was made of. See `Method.__reduce__`."""
         arguments = forks.arguments_of(self._core.blocking, repr(self))
-        return forks.async_method_of, (arguments, self.__name__, self._options)
+        return async_method_of, (self._core.face, arguments, self.__name__, self._options)
 
     def __repr__(self) -> str:
         return f"<async method {self.__name__}{self.__signature__} of bus {self._core.name!r}>"
 
 
-class AsyncRun(JobResult):
-    """The result of a ``run`` on an `AsyncBus`: `AsyncResult`, awaited."""
-
-    def __init__(
-        self, core: AsyncCore, route: Route, job: str, allow: tuple[type[BaseException], ...] = ()
-    ) -> None:
-        super().__init__(core.name, route, job, allow)
-        self._core = core
-
-    async def get(self, timeout: float | None = None) -> Any:
-        """Return the value, or raise what the function raised. See `AsyncResult.get`."""
-        __tracebackhide__ = True
-        deadline = Deadline(self._core.timeout if timeout is None else timeout)
-        found = await self._core.drive(waiting.outcome_of(self._ticket(), deadline))
-        return outcome.decode(found, self._core.serializer, self._allow)
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        """Await it: `get`, with the timeout of its bus; so it goes into asyncio.as_completed."""
-        return self.get().__await__()
-
-    async def done(self) -> bool:
-        """Whether `get` would return, or raise the function's exception, at once."""
-        return await self._core.drive(waiting.is_done(self._ticket()))
-
-    async def cancel(self) -> bool:
-        """Withdraw the job. See `AsyncResult.cancel`."""
-        return await self._core.drive(calls.cancel(self._ticket()))
+def async_method_of(
+    face: Callable[..., Any], arguments: dict[str, Any], name: str, options: Options
+) -> AsyncMethod:
+    """Return a method of an `AsyncBus` of this process. See `method_of` of `method`."""
+    return AsyncMethod(face(**arguments)._core, name, options)

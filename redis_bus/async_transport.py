@@ -37,8 +37,8 @@ from .failures import (
 from .limit import Seat
 from .loops import BUS_CLOSED, BusClosed, LoopBound, ask_twice
 from .patience import GRACE_SECONDS, Patience
-from .protocol import Command
-from .transport import LOAD_TRIES, READ_SECONDS, ROLE, SOON_SECONDS, NodeTransport
+from .protocol import ROLE, Command
+from .transport import LOAD_TRIES, READ_SECONDS, SOON_SECONDS, NodeTransport
 from .twins import asyncio_class, for_asyncio
 
 T = TypeVar("T")

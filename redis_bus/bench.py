@@ -24,11 +24,11 @@ from .bench_names import FLOOR, NAME_VARIABLE, PAIR, reply_list, request_list, v
 from .bench_service import ASYNC, PLAIN, register_on
 from .bench_start import READY_SECONDS, NotReady
 from .bus import Bus, default_url
-from .cli_signals import EndingSignals
 from .errors import BusError, ConnectionLost
 from .failures import explain
 from .owned import OwnedProcess
 from .protocol import Route, Service
+from .signals import EndingSignals
 
 IN_FLIGHT = 32
 QUEUED = 500

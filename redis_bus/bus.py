@@ -19,7 +19,9 @@ from .core import Core
 from .deadline import check_seconds
 from .distributed import Deployment, open_url
 from .errors import BusError
+from .logs import LogRuns
 from .method import Method
+from .middleware import Chain
 from .protocol import check_bus_name, check_method_name, check_partitions, check_prefix
 from .quota import check_max_jobs
 from .registration import OF_BUS, Registering, Registration, Settings
@@ -85,7 +87,8 @@ class Bus(Registering):
         self._deployment: Deployment = found or open_url(url or default_url(), **redis_kwargs)
         self._conn: Any = conn
         transport = open_transport(self._deployment)
-        self._core = Core(self.name, transport, self.serializer, timeout)
+        self._core = Core(self.name, transport, self.serializer, timeout, Chain([LogRuns()]))
+        self._core.face = Bus
         self.middleware = self._core.middleware
         if found is None:
             self._core.arguments = {

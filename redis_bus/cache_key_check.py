@@ -16,10 +16,10 @@ from hypothesis.errors import NoSuchExample
 from hypothesis.strategies import SearchStrategy
 
 from .cache_key import compile_template
+from .cache_key_error import CacheKeyError
 from .cache_key_subject import Result, Subject, Values, exactly, fields, find_subject, sent
 from .cache_key_values import DRAWN_VALUES, calls, find_strategies, is_one_value, joints
 from .errors import SerializationError
-from .testing import CacheKeyError
 
 MAX_EXAMPLES = 500
 CALLED_TWICE = 100  # examples of calls that are made twice, before the search for pairs

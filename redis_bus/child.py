@@ -13,9 +13,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from .cli_signals import ENDING
 from .embedded import die_with_parent
 from .protocol import LEASE_MS
+from .signals import ENDING
 from .supervised import PIPE, SUCCEEDS
 
 # Options that are the supervisor's own, and not for its children.

@@ -11,12 +11,13 @@ import click
 from . import __version__
 from .cli_bench import bench
 from .cli_call import call, cleanup, clear_cache
-from .cli_common import Exit, describe, exit_code, fail, hide_passwords, opened, url_option
+from .cli_common import describe, exit_code, fail, hide_passwords, opened, url_option
 from .cli_dead import dead
 from .cli_look import ls, ping, stats
 from .cli_serve import serve
 from .cli_target import perhaps_target
 from .errors import BusError
+from .exits import Exit
 
 HELP = """Serve and call functions over Redis.
 

@@ -12,17 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from .cli_common import (
-    Exit,
-    Seconds,
-    count,
-    fail,
-    json_option,
-    option,
-    print_json,
-    print_table,
-    url_option,
-)
+from .cli_common import Seconds, fail, json_option, option, print_json, print_table, url_option
+from .exits import Exit
+from .words import count
 
 if TYPE_CHECKING:
     from .bench import Bench
@@ -73,8 +65,8 @@ def bench(
     if embedded and context.get_parameter_source("url") is ParameterSource.COMMANDLINE:
         raise click.UsageError("--embedded brings its own Redis: leave out --url")
     # Imported here: the other commands need none of it.
-    from .cli_signals import EndingSignals
     from .embedded import EmbeddedRedis
+    from .signals import EndingSignals
 
     # Each step is short: a signal waits for its end, so it never comes in the middle of anything.
     with EndingSignals() as signals, signals.held(), contextlib.ExitStack() as stack:

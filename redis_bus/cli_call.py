@@ -11,7 +11,6 @@ import click
 from . import calls
 from .bus import Bus
 from .cli_common import (
-    Exit,
     Seconds,
     confirm,
     describe,
@@ -29,6 +28,7 @@ from .cli_common import (
 )
 from .codec import to_json
 from .errors import BusError, RemoteError, RemoteTraceback
+from .exits import Exit
 from .method import Method
 from .protocol import Command
 from .rendering import parse_int, shown

@@ -9,7 +9,6 @@ import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
-from enum import IntEnum
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -17,6 +16,7 @@ import click
 from .address import hide_password
 from .bus import Bus
 from .errors import BusError, CallTimeout, ConnectionLost, NoWorkers
+from .exits import Exit
 from .failures import NO_REDIS, WAYS_OUT
 from .method import Method
 from .printable import in_one_line, printable, printable_json
@@ -30,19 +30,6 @@ _CREDENTIALS = re.compile(
 )
 _PASSWORD_ARGUMENT = re.compile(r"([?&]\w*password=)[^\s'\"&]+", re.IGNORECASE)
 _NO_REDIS = re.compile(f"{NO_REDIS} (?P<where>.*); {re.escape(WAYS_OUT)}", re.DOTALL)
-
-
-class Exit(IntEnum):
-    """The exit codes; scripts rely on them."""
-
-    OK = 0
-    REMOTE_ERROR = 1
-    USAGE = 2
-    NO_WORKERS = 3
-    TIMEOUT = 4
-    NO_REDIS = 5
-    INTERRUPTED = 130
-    TERMINATED = 143
 
 
 class Seconds(click.FloatRange):
@@ -138,11 +125,6 @@ def find_method(bus: Bus, name: str) -> Method[..., Any]:
         return bus[name]
     except KeyError as error:
         fail(str(error.args[0]), Exit.USAGE)
-
-
-def count(number: int, noun: str) -> str:
-    """Return '1 worker', '2 workers'."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def first_line(text: str | None) -> str:

@@ -8,9 +8,7 @@ import click
 
 from .bus import Bus
 from .cli_common import (
-    Exit,
     confirm,
-    count,
     echo,
     fail,
     find_method,
@@ -23,6 +21,8 @@ from .cli_common import (
 )
 from .dead_letters import DeadLetter
 from .errors import BusError
+from .exits import Exit
+from .words import count
 
 ALL = "all"
 

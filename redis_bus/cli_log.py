@@ -6,14 +6,11 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
 
 import click
 
-from .cli_common import count, echo, hide_passwords
+from .cli_common import echo, hide_passwords
 from .printable import printable, printable_json
-
-NAMES_SHOWN = 6
 
 
 class _JsonFormatter(logging.Formatter):
@@ -49,17 +46,6 @@ def set_up_logging(level: str, form: str) -> None:
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(level.upper())
-
-
-def finishing(methods: Sequence[str], seconds: float) -> str:
-    """Return what to say at the first signal, where these methods run, one for each job."""
-    names = sorted(set(methods))
-    shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
-    them = "it" if len(methods) == 1 else "them"
-    return (
-        f"finishing {count(len(methods), 'job')} ({shown}), for {seconds:g} s at the most; "
-        f"ctrl-C again stops {them}"
-    )
 
 
 def say_text(text: str) -> None:

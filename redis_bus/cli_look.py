@@ -13,7 +13,6 @@ import click
 from . import directory, signature
 from .bus import Bus
 from .cli_common import (
-    count,
     echo,
     first_line,
     json_option,
@@ -26,8 +25,10 @@ from .descriptor import Descriptor
 from .errors import BusError, ProtocolError
 from .protocol import Service, methods_key
 from .servers import product
+from .words import count
 
 if TYPE_CHECKING:
+    from .core import Core
     from .layout import Layout
 
 PINGS = 9
@@ -122,13 +123,11 @@ def stats(bus: str, pattern: str | None, as_json: bool, url: str | None) -> None
 
     PATTERN chooses methods, such as 'math_*'. Latency is the mean of a run; in JSON, in seconds.
     """
-    from . import layout
-
     with opened(bus, url) as opened_bus:
         counted = opened_bus.stats()
         core = opened_bus._core
         # Of one server alone there is nothing to tell, and it takes a permission to ask.
-        where = None if as_json or core.transport.kind == "node" else layout.look(core)
+        where = None if as_json or core.transport.kind == "node" else _layout(core)
     chosen = [(name, counted[name]) for name in sorted(counted) if _matches(name, pattern)]
     if as_json:
         exact = 6  # digits: what a worker measures, it measures in microseconds
@@ -149,6 +148,14 @@ def stats(bus: str, pattern: str | None, as_json: bool, url: str | None) -> None
         rows.append([name, *numbers, _show_latency(fields["latency"])])
     print_table(rows)
     _print_layout(where)
+
+
+def _layout(core: Core, *, has_bus: bool = True) -> Layout:
+    """Ask the servers of a bus where it is."""
+    from . import layout
+
+    services = core.drive(directory.list_services(core.name)) if has_bus else []
+    return layout.look(core.transport, core.name if has_bus else None, services)
 
 
 def _print_layout(where: Layout | None) -> None:
@@ -174,8 +181,6 @@ def ping(bus: str | None, as_json: bool, url: str | None) -> None:
     Of several servers it shows which there are, which slots of a cluster are BUS's own, and how far
     the replicas are behind.
     """
-    from . import layout
-
     with opened(bus or "redis_bus", url) as opened_bus:
         address = opened_bus._core.transport.address
         latency_ms = _measure_ms(opened_bus)
@@ -186,7 +191,7 @@ def ping(bus: str | None, as_json: bool, url: str | None) -> None:
             "version": version,
             "latency_ms": round(latency_ms, 3),
         }
-        where = layout.look(opened_bus._core, has_bus=bus is not None)
+        where = _layout(opened_bus._core, has_bus=bus is not None)
         found |= {"kind": where.kind, "nodes": [asdict(master) for master in where.masters]}
         methods = workers = 0
         if bus is not None:

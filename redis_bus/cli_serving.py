@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING
 import click
 
 from .bus import Bus
-from .cli_common import Exit, count, fail
-from .cli_log import NAMES_SHOWN, finishing, say_json, say_text, set_up_logging
+from .cli_common import fail
+from .cli_log import say_json, say_text, set_up_logging
 from .cli_private import private_url, where_others_look
-from .cli_signals import EndingSignals, bounded_shutdown
 from .cli_target import BadTarget, load_bus, split_target
 from .distributed import describe_url
+from .exits import Exit
 from .logs import LogRuns
+from .signals import EndingSignals, bounded_shutdown
 from .supervised import OTHERS, Supervised
+from .words import NAMES_SHOWN, count, finishing
 from .worker import Worker, importing
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ import importlib
 from typing import Any
 
 from .bus import Bus
-from .cli_common import Exit, describe, echo
+from .cli_common import describe, echo
 from .errors import ConnectionLost
+from .exits import Exit
 
 TIPS = "bus.<tab> lists them, help(bus.NAME) explains one, bus.NAME(...) calls it"
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from . import codec, directory
 from .descriptor import Descriptor
 from .errors import BusError, ProtocolError
-from .logs import LogRuns
 from .middleware import Chain
 from .patience import GRACE_SECONDS
 from .protocol import Command
@@ -28,19 +27,26 @@ class Core:
     """The connections of a bus, what was registered on it here, and what it has heard of others."""
 
     def __init__(
-        self, name: str, transport: Transport, serializer: codec.Serializer, timeout: float | None
+        self,
+        name: str,
+        transport: Transport,
+        serializer: codec.Serializer,
+        timeout: float | None,
+        middleware: Chain,
     ) -> None:
         self.name = name
         self.transport = transport
         self.serializer = serializer
         self.timeout = timeout
-        self.middleware = Chain([LogRuns()])
+        self.middleware = middleware
         self.registrations: dict[str, Registration] = {}
         self.methods: dict[str, Method[..., Any]] = {}
         # What the bus was made of, for its copies in other processes; None: of a connection.
         self.arguments: dict[str, Any] | None = None
         # How many connections of asyncio the bus itself has to a server, beside a worker's.
         self.own_connections = 0
+        # What makes a bus of them: a class above this module, which hands itself in.
+        self.face: Callable[..., Any] | None = None
         self._unpublished: set[str] = set()
 
     def drive(self, steps: Steps[T], gone: Callable[[Command], None] | None = None) -> T:

@@ -18,10 +18,10 @@ import click
 
 from . import folders
 from .bus import Bus
-from .cli_signals import EndingSignals
 from .embedded import EmbeddedRedis
 from .errors import BusError
 from .owned import OwnedProcess
+from .signals import EndingSignals
 
 SERVICES = ("rng.bus", "simple_math.bus")
 BUS = "sample_playground"

@@ -11,11 +11,19 @@ from .descriptor import Descriptor, from_json
 from .errors import BusError, ConnectionLost, ProtocolError
 from .partitions import announce, count_partitions
 from .printable import in_one_line
-from .protocol import METHOD_NAME, Command, Route, Service, bus_pattern, methods_key, read_span
+from .protocol import (
+    METHOD_NAME,
+    ROLE,
+    Command,
+    Route,
+    Service,
+    bus_pattern,
+    methods_key,
+    read_span,
+)
 from .slots import by_slot
-from .steps import Steps, ask
+from .steps import READ_SECONDS, Steps, ask
 from .target import Target
-from .transport import READ_SECONDS, ROLE
 
 logger = logging.getLogger(__name__)
 # How many methods are asked for in one write.

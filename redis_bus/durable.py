@@ -12,9 +12,8 @@ from .confirm import Confirm
 from .deadline import Deadline
 from .errors import BusError, ConnectionLost, NotConfirmed
 from .protocol import SLICE_SECONDS, Command, Route
-from .steps import Request, Steps, Withdrawal, ask
+from .steps import READ_SECONDS, Request, Steps, Withdrawal, ask
 from .target import ShownCall
-from .transport import READ_SECONDS
 from .waiting import slice_of
 
 # The statuses of `call` by which a job was enqueued. Who joined one and waits for it makes the call

@@ -9,10 +9,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .async_method import AsyncMethod
     from .core import Core
-    from .method import Method
-    from .target import Options
 
 logger = logging.getLogger(__name__)
 
@@ -28,22 +25,6 @@ def arguments_of(core: Core, shown: str) -> dict[str, Any]:
             f"give it url= instead, or make a bus in the other process"
         )
     return core.arguments
-
-
-def method_of(arguments: dict[str, Any], name: str, options: Options) -> Method[..., Any]:
-    """Return a method of a bus of this process, for one that was pickled in another."""
-    from .bus import Bus
-    from .method import Method
-
-    return Method(Bus(**arguments)._core, name, options)
-
-
-def async_method_of(arguments: dict[str, Any], name: str, options: Options) -> AsyncMethod:
-    """Return a method of an `AsyncBus` of this process. See `method_of`."""
-    from .async_bus import AsyncBus
-    from .async_method import AsyncMethod
-
-    return AsyncMethod(AsyncBus(**arguments)._core, name, options)
 
 
 def end_if_forked(worker: int, method: str, error: BaseException | None) -> None:

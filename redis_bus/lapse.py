@@ -16,12 +16,12 @@ from typing import Any
 import redis
 
 from .bus import Bus
-from .cli_signals import ENDING
 from .core import Core
 from .errors import BusError
 from .partitions import count_partitions
 from .patience import LEAST_SECONDS
 from .protocol import Post, Route, Service
+from .signals import ENDING
 from .sweep import sweep
 from .transport import NodeTransport
 from .worker import Worker

@@ -7,14 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from . import directory
 from .errors import BusError
 from .protocol import methods_key
 from .slots import slot_of
 
 if TYPE_CHECKING:
-    from .core import Core
-    from .transport import NodeTransport
+    from .protocol import Service
+    from .transport import NodeTransport, Transport
 
 _REPLICA = re.compile(r"slave\d+")
 REGISTRY = "the registry"
@@ -58,13 +57,15 @@ class Layout:
         return [line for master in self.masters for line in _describe(master, self.kind)]
 
 
-def look(core: Core, *, has_bus: bool = True) -> Layout:
-    """Ask every server. Raises ConnectionLost where none can be reached."""
-    transport = core.transport
-    places = {REGISTRY: methods_key(core.name)} if has_bus else {}
-    if has_bus:
-        for service in core.drive(directory.list_services(core.name)):
-            places[f"service {service.label!r}"] = service.base
+def look(transport: Transport, bus: str | None, services: Iterable[Service] = ()) -> Layout:
+    """Ask every server, and say where the keys of a bus and its services are.
+
+    ``bus``: its name; None asks for the servers alone. Raises ConnectionLost where none can be
+    reached.
+    """
+    places = {} if bus is None else {REGISTRY: methods_key(bus)}
+    for service in services:
+        places[f"service {service.label!r}"] = service.base
     masters = []
     for node in transport.masters():
         ranges = transport.ranges(node)

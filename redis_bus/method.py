@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
@@ -199,7 +199,14 @@ class Method(Generic[P, R]):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle it with what its bus was made of, for a bus of its own in another process."""
         arguments = forks.arguments_of(self._core, repr(self))
-        return forks.method_of, (arguments, self.__name__, self._options)
+        return method_of, (self._core.face, arguments, self.__name__, self._options)
 
     def __repr__(self) -> str:
         return f"<method {self.__name__}{self.__signature__} of bus {self._core.name!r}>"
+
+
+def method_of(
+    face: Callable[..., Any], arguments: dict[str, Any], name: str, options: Options
+) -> Method[..., Any]:
+    """Return a method of a bus of this process, for one that was pickled in another."""
+    return Method(face(**arguments)._core, name, options)

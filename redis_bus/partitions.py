@@ -12,9 +12,8 @@ from __future__ import annotations
 import logging
 
 from .protocol import Service, read_span
-from .steps import Steps, ask
+from .steps import READ_SECONDS, Steps, ask
 from .target import Target
-from .transport import READ_SECONDS
 
 logger = logging.getLogger(__name__)
 

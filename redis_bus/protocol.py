@@ -54,6 +54,7 @@ _ASKING = _pack(("ASKING",))
 # To look them up in their class takes as long as ten comparisons.
 _WAIT, _RUN, _REFRESH = Mode.WAIT, Mode.RUN, Mode.REFRESH
 BLOCKING = ("BLPOP", "BLMOVE")
+ROLE: Command = ("ROLE",)
 # Bytes of the reply to `call` that says it is queued in mode 'wait', and of that to `finish` that
 # says it is done: what follows is waited for as well. No error is as short.
 QUEUED_BYTES = len(b":1700000000000\r\n")

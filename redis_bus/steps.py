@@ -11,8 +11,10 @@ from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, TypeVar
 
 from .confirm import Confirm
-from .protocol import Command, Service
-from .transport import READ_SECONDS
+from .protocol import SLICE_SECONDS, Command, Service
+
+# A reply that is later than this means that the peer is gone.
+READ_SECONDS = SLICE_SECONDS + 5.0
 
 T = TypeVar("T")
 

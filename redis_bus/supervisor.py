@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from .child import Backoff, Child, Place
-from .cli_common import Exit
-from .cli_log import finishing
-from .cli_signals import ENDING, SignalPipe
+from .exits import Exit
 from .lapse import Lapses
+from .signals import ENDING, SignalPipe
 from .watcher import Watcher
+from .words import finishing
 
 logger = logging.getLogger("redis_bus")
 

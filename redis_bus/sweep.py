@@ -14,8 +14,7 @@ from .descriptor import from_json
 from .entries import Job, parse_job
 from .errors import BusError, ConnectionLost, ProtocolError, WorkerLost
 from .protocol import Route, Service, methods_key
-from .steps import Steps, ask
-from .transport import READ_SECONDS
+from .steps import READ_SECONDS, Steps, ask
 
 logger = logging.getLogger(__name__)
 

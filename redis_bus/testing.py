@@ -24,6 +24,8 @@ try:
 except ImportError as error:
     raise ImportError("redis_bus.testing needs pytest: pip install 'redis_bus[testing]'") from error
 
+from .cache_key_error import CacheKeyError
+
 if TYPE_CHECKING:
     import hypothesis
     from hypothesis.strategies import SearchStrategy
@@ -204,23 +206,6 @@ class _Background:
             thread.join(STOP_SECONDS)
             if thread.is_alive():
                 raise RuntimeError(f"method {name} still runs {STOP_SECONDS:g} s after its test")
-
-
-class CacheKeyError(AssertionError):
-    """A cache key under which a call can be answered with what another call returned.
-
-    ``calls`` and ``results`` are the two calls and what came of them, as text, ``key`` is the
-    cache key that they share, ``reason`` is what is likely wrong.
-    """
-
-    def __init__(
-        self, text: str, calls: tuple[str, ...], key: bytes, results: tuple[str, ...], reason: str
-    ) -> None:
-        super().__init__(text)
-        self.calls = calls
-        self.key = key
-        self.results = results
-        self.reason = reason
 
 
 def check_cache_key(

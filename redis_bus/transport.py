@@ -35,11 +35,10 @@ from .failures import (
 from .limit import Limit
 from .link import Link
 from .patience import GRACE_SECONDS, LEAST_SECONDS, Patience
-from .protocol import BLOCKING, QUEUED_BYTES, SLICE_SECONDS, Command, pack, pack_asking, wait_less
+from .protocol import BLOCKING, QUEUED_BYTES, ROLE, Command, pack, pack_asking, wait_less
 from .public_link import open_link
+from .steps import READ_SECONDS as READ_SECONDS
 
-# A reply that is later than this means that the peer is gone.
-READ_SECONDS = SLICE_SECONDS + 5.0
 # A connection that was idle for longer is looked at before it is used again.
 FRESH_SECONDS = 0.5
 # How long to wait where a unix socket has no room for another connection yet.
@@ -48,7 +47,6 @@ CROWDED_SECONDS = 0.01
 SOON_SECONDS = 0.5
 # How often scripts are loaded for one request: somebody may flush them again at any moment.
 LOAD_TRIES = 10
-ROLE: Command = ("ROLE",)
 
 
 def _is_crowded(error: BaseException) -> bool:

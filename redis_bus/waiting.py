@@ -19,10 +19,9 @@ from .errors import (
 from .failures import WAYS_OUT, NotNow, SentBefore, is_out_of_memory, is_unreachable
 from .patience import GRACE_SECONDS
 from .protocol import MOVED_TAG, SLICE_SECONDS, Route
-from .steps import Request, Steps, Wait, Withdrawal, ask
+from .steps import READ_SECONDS, Request, Steps, Wait, Withdrawal, ask
 from .sweep import sweep
 from .target import ShownCall
-from .transport import READ_SECONDS
 
 logger = logging.getLogger(__name__)
 

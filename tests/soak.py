@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from redis_bus.cli_common import Exit
+from redis_bus.exits import Exit
 from redis_bus.servers import product
 from tests.faults.place import RedisServer
 from tests.programs import soak as program

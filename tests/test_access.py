@@ -37,8 +37,8 @@ from redis_bus import (
     waiting,
 )
 from redis_bus.cli import main
-from redis_bus.cli_common import Exit
 from redis_bus.embedded import EmbeddedRedis
+from redis_bus.exits import Exit
 from redis_bus.protocol import Post, Service, methods_key
 from redis_bus.servers import bundled_server, product
 from redis_bus.sweep import sweep

@@ -522,7 +522,7 @@ def test_a_signal_that_was_swallowed_is_one_before_anything_is_served(alone: Pro
     process = alone.python(
         """
         import os, signal, sys
-        from redis_bus.cli_signals import EndingSignals
+        from redis_bus.signals import EndingSignals
 
         class Last:
             def __del__(self):

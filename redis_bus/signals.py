@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from .cli_common import Exit
+from .exits import Exit
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
