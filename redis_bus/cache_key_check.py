@@ -17,7 +17,7 @@ from hypothesis.strategies import SearchStrategy
 
 from .cache_key import compile_template
 from .cache_key_error import CacheKeyError
-from .cache_key_subject import Result, Subject, Values, exactly, fields, find_subject, sent
+from .cache_key_subject import Result, Subject, Values, exactly, fields, find_subject, identity
 from .cache_key_values import DRAWN_VALUES, calls, find_strategies, is_one_value, joints
 from .errors import SerializationError
 
@@ -158,7 +158,7 @@ class _Search:
     def _note(self, values: Values) -> None:
         for tried, value in zip(self._tried, values, strict=True):
             if len(tried) < 2:
-                tried.add(sent(value))
+                tried.add(identity(value))
 
     def _pairs(self, pools: Sequence[Sequence[object]]) -> Iterator[_Pair]:
         seen: dict[bytes, dict[bytes, Values]] = {}
@@ -239,7 +239,7 @@ def _reason(subject: Subject, first: Values, second: Values) -> str:
     if not differing:
         # They are one call but for the order of a dict, on which no key depends.
         pairs = zip(subject.names, first, second, strict=True)
-        turned = " and ".join(name for name, a, b in pairs if sent(a) != sent(b))
+        turned = " and ".join(name for name, a, b in pairs if identity(a) != identity(b))
         return (
             f"it depends on the order of a dict in {turned}, which is not part of a cache key: "
             f"sort what is read of it"

@@ -10,9 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from inspect import Parameter
 from string import Formatter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from . import codec
 from .annotations import signature_of
 from .cache_key import compile_template
 from .errors import SerializationError
@@ -20,7 +19,6 @@ from .method import Method
 from .registration import Registration
 from .target import ShownCall
 
-_SENDS = codec.get_serializer("msgpack")
 Values = tuple[object, ...]  # the arguments of a call, in the order of the parameters
 
 
@@ -49,7 +47,7 @@ class Subject:
 
         Raises SerializationError for a call that could not be sent.
         """
-        return self.key(values), sent(values)
+        return self.key(values), identity(values)
 
     def show(self, values: Values) -> str:
         """The call as it would be typed."""
@@ -84,9 +82,24 @@ class Subject:
         return args, kwargs
 
 
-def sent(value: object) -> bytes:
-    """Return a value as it would be sent. Raises SerializationError for what could not be."""
-    return codec.encode(value, _SENDS)
+_WHOLE = compile_template(True, ["value"])
+
+
+def identity(value: object) -> bytes:
+    """Return what no other value has, nor the same with a dict in another order.
+
+    Raises SerializationError for what cannot be sent.
+    """
+    return _WHOLE((value,)) + _order(value).encode("utf-8", "surrogatepass")
+
+
+def _order(value: object) -> str:
+    """Return the order of each dict in a value as text; '' where there is none."""
+    if type(value) is dict:
+        return f"{{{','.join([f'{key!r}:{_order(item)}' for key, item in value.items()])}}}"
+    if type(value) in (list, tuple):
+        return "".join([_order(item) for item in cast("list[object]", value)])
+    return ""
 
 
 async def _awaited(value: Awaitable[Any]) -> Any:
