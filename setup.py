@@ -35,7 +35,7 @@ setup(
         "redis_bus": ["py.typed"],
         "redis_bus.lua": ["*.lua", "lib/*.lua", "README.rst"],
     },
-    install_requires=["redis[hiredis]>=5.0", "click>=8.1", "msgpack>=1.1"],
+    install_requires=["redis[hiredis]>=5.0", "hiredis>=3.2", "click>=8.1", "msgpack>=1.1"],
     extras_require={
         "embedded": EMBEDDED,
         "reload": RELOAD,

@@ -162,7 +162,11 @@ class Valkey(valkey.CredentialProvider):
         return USER, PASSWORD
 
 
-class Streaming(redis.credentials.StreamingCredentialProvider):
+# Older versions of redis-py have none.
+_Streaming: Any = getattr(redis.credentials, "StreamingCredentialProvider", object)
+
+
+class Streaming(_Streaming):  # type: ignore[misc]
     def get_credentials(self) -> tuple[str, str]:
         return USER, PASSWORD
 
