@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# redis-py, hiredis, msgpack and click; the first row is the floors of setup.py, the last the newest.
+# redis-py, hiredis, msgpack, click; the first row is the floors of setup.py, the last the newest.
 ROWS = {
     "lowest": ("redis==5.0.0", "hiredis==3.2.0", "msgpack==1.1.0", "click==8.1.0"),
     "redis 5.0": ("redis==5.0.*", "hiredis", "msgpack", "click"),
