@@ -1,3 +1,4 @@
+# ruff: noqa: T201
 """``python -m tests.versions [--brief]``: the bus on each version of the clients that it promises.
 
 Each row has a fresh virtual environment. ``--brief``: the lowest and the newest versions only.
@@ -14,7 +15,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# redis-py, hiredis, msgpack and click; the first row is the floors of setup.py, the last the newest.
+# redis-py, hiredis, msgpack and click; first the floors of setup.py, at last the newest.
 ROWS = {
     "lowest": ("redis==5.0.0", "hiredis==3.2.0", "msgpack==1.1.0", "click==8.1.0"),
     "redis 5.0": ("redis==5.0.*", "hiredis", "msgpack", "click"),
@@ -31,7 +32,7 @@ SUITES = {
     "addresses": "tests/test_address.py",
     "hooks": "tests/test_hooks.py",
 }
-NEEDED = ("pytest-xdist", "valkey", "fakeredis", "uvloop")
+NEEDED = ("pytest-xdist", "valkey", "fakeredis", "uvloop", "docutils", "fastapi", "uvicorn")
 COUNT = re.compile(r"(\d+) (passed|failed|error)")
 
 
@@ -39,7 +40,7 @@ def install(folder: Path, pins: tuple[str, ...]) -> str:
     """Make a virtual environment; return its Python."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = str(folder / "bin" / "python")
-    pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
     subprocess.run([*pip, "-e", f"{ROOT}[testing]", *NEEDED, *pins], check=True)
     return python
 
