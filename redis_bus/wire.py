@@ -53,7 +53,15 @@ def socket_of(connection: Any) -> socket.socket | None:
 def error_maker(connection: Any) -> Callable[[str], Exception]:
     """Return what makes an exception of the text of an error reply, as redis-py would."""
     found: Any = getattr(getattr(connection, PARSER, None), PARSE_ERROR, None)
-    return found if callable(found) else make_error
+    if not callable(found):
+        return make_error
+
+    def make(text: str) -> Exception:
+        error: Exception = found(text)
+        # redis-py 5.0 knows those of a cluster on connections of its cluster's clients only.
+        return make_error(text) if type(error) is redis.ResponseError else error
+
+    return make
 
 
 def make_error(text: str) -> Exception:

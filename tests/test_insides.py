@@ -80,7 +80,7 @@ def used_of_others(tree: ast.AST) -> Iterator[ast.Attribute]:
 
 def test_two_modules_alone_know_of_the_insides_of_redis_py() -> None:
     theirs, found = insides(), []
-    assert {"_sock", "_parser", "_reader", "_writer", "_force_master_ip"} <= theirs
+    assert {"_sock", "_parser", "_reader", "_writer"} <= theirs
     for module in sorted(PACKAGE.rglob("*.py")):
         if module.name in WIRES:
             continue
