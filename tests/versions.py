@@ -1,7 +1,7 @@
 """``python -m tests.versions [--brief]``: the bus on each version of the clients that it promises.
 
-Each row has a fresh virtual environment, and the server of the wheel. ``--brief``: the lowest and the
-newest versions only, without the tests of hooks.
+Each row has a fresh virtual environment, and the server of the wheel. ``--brief``: the lowest and
+the newest versions only, without the tests of hooks.
 """
 
 from __future__ import annotations
