@@ -22,8 +22,8 @@ SECONDS = 1.0
 # How deep, and how much of a file, is looked at for buses to serve.
 FOLDERS_DEEP = 4
 READ_BYTES = 256 * 1024
-# What is folded by tools, or holds others' code.
-PASSED_OVER = {"node_modules", "build", "dist", "__pycache__"}
+# What tools make, what holds others' code, and what is named by its folder.
+PASSED_OVER = {"node_modules", "build", "dist", "__pycache__", "__init__"}
 _MAKES_BUS = re.compile(rb"^(\w+)[ \t]*(?::[^=\n]+)?=[ \t]*(?:\w+\.)?(?:Async)?Bus\(", re.MULTILINE)
 # Bash takes these for words of their own, amid a URL too.
 _WORD_BREAKS = re.compile(r"[:=@]+")
