@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from . import __version__
 from .cli_bench import bench
+from .cli_buses import buses
 from .cli_call import call, cleanup, clear_cache
 from .cli_common import describe, exit_code, fail, hide_passwords, opened, url_option
+from .cli_completion import complete_buses, complete_targets, is_asked_for, prepare
 from .cli_dead import dead
 from .cli_look import ls, ping, stats
 from .cli_serve import serve
@@ -45,6 +48,22 @@ Exit codes: 0 ok, 1 the remote function or the bus raised an error, 2 usage,
 
 class Commands(click.Group):
     """The commands, of which serve is the default; errors are told in words for people."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        if is_asked_for():
+            prepare()
+        return super().main(*args, **kwargs)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete what serve takes, too: it is the default command."""
+        found = super().shell_complete(ctx, incomplete)
+        with serve.make_context("serve", [], parent=ctx, resilient_parsing=True) as of_serve:
+            known = {item.value for item in found}
+            more = serve.shell_complete(of_serve, incomplete)
+            found += [item for item in more if item.value not in known]
+            if not incomplete.startswith("-"):
+                found += complete_targets(of_serve, serve.params[0], incomplete)
+        return found
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         args = self._url_behind_command(args)
@@ -118,7 +137,7 @@ def _options_of(command: click.Command) -> set[str]:
         "max_content_width": 100,
     },
 )
-@click.version_option(__version__, prog_name="redis-bus")
+@click.version_option(__version__, "-V", "--version", prog_name="redis-bus")
 def main() -> None:
     """The entry point; the help that people see is HELP."""
 
@@ -132,7 +151,7 @@ def demo() -> None:
 
 
 @click.command(short_help="Open a Python console with a bus ready.")
-@click.argument("bus", default="redis_bus")
+@click.argument("bus", default="redis_bus", shell_complete=complete_buses)
 @url_option
 def shell(bus: str, url: str | None) -> None:
     """Open a Python console in which `bus` is BUS (redis_bus if left out)."""
@@ -142,7 +161,8 @@ def shell(bus: str, url: str | None) -> None:
         open_console(opened_bus)
 
 
-for command in (serve, demo, ls, call, stats, dead, clear_cache, cleanup, shell, ping, bench):
+LOOKING = (buses, ls, stats, dead, ping)
+for command in (serve, demo, *LOOKING, call, clear_cache, cleanup, shell, bench):
     main.add_command(command)
 
 if __name__ == "__main__":

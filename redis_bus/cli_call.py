@@ -26,6 +26,7 @@ from .cli_common import (
     url_option,
     yes_option,
 )
+from .cli_completion import complete_buses, complete_methods
 from .codec import to_json
 from .errors import BusError, RemoteError, RemoteTraceback
 from .exits import Exit
@@ -45,8 +46,8 @@ TAKES_VALUES = {"ignore_unknown_options": True}
 
 
 @click.command(short_help="Call a method and print what it returns.", context_settings=TAKES_VALUES)
-@click.argument("bus")
-@click.argument("method")
+@click.argument("bus", shell_complete=complete_buses)
+@click.argument("method", shell_complete=complete_methods)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @option(
     "--timeout",
@@ -110,8 +111,8 @@ def _call(bus: Bus, remote: Method[..., Any], args: Args, kwargs: Kwargs) -> obj
 
 
 @click.command("clear-cache", short_help="Forget cached values.", context_settings=TAKES_VALUES)
-@click.argument("bus")
-@click.argument("method")
+@click.argument("bus", shell_complete=complete_buses)
+@click.argument("method", shell_complete=complete_methods)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @option("--all", "all_values", is_flag=True, help="Forget all cached values of the method.")
 @yes_option
@@ -152,7 +153,7 @@ def _clear_all(bus: Bus, remote: Method[..., Any], *, yes: bool) -> None:
 
 
 @click.command(short_help="Delete all keys of a bus.")
-@click.argument("bus")
+@click.argument("bus", shell_complete=complete_buses)
 @yes_option
 @url_option
 def cleanup(bus: str, yes: bool, url: str | None) -> None:

@@ -19,6 +19,7 @@ from .cli_common import (
     url_option,
     yes_option,
 )
+from .cli_completion import complete_buses, complete_methods
 from .dead_letters import DeadLetter
 from .errors import BusError
 from .exits import Exit
@@ -28,8 +29,8 @@ ALL = "all"
 
 
 @click.command(short_help="Show, retry or drop jobs that were given up.")
-@click.argument("bus")
-@click.argument("method", required=False)
+@click.argument("bus", shell_complete=complete_buses)
+@click.argument("method", required=False, shell_complete=complete_methods)
 @option("--retry", multiple=True, metavar="ID", help="Run it again; 'all': each one shown.")
 @option("--drop", multiple=True, metavar="ID", help="Delete it; 'all': each one shown.")
 @yes_option

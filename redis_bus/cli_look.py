@@ -12,8 +12,10 @@ import click
 
 from . import directory, signature
 from .bus import Bus
+from .cli_buses import count_workers, show_buses
 from .cli_common import (
     echo,
+    fail,
     first_line,
     json_option,
     opened,
@@ -21,9 +23,11 @@ from .cli_common import (
     print_table,
     url_option,
 )
+from .cli_completion import complete_buses, complete_methods
 from .descriptor import Descriptor
 from .errors import BusError, ProtocolError
-from .protocol import Service, methods_key
+from .exits import Exit
+from .protocol import methods_key
 from .servers import product
 from .words import count
 
@@ -47,13 +51,19 @@ class Listed:
     partitions: int
 
 
-@click.command(short_help="List the methods of a bus.")
-@click.argument("bus")
-@click.argument("pattern", required=False)
+@click.command(short_help="List the methods of a bus, or the buses.")
+@click.argument("bus", required=False, shell_complete=complete_buses)
+@click.argument("pattern", required=False, shell_complete=complete_methods)
 @json_option
 @url_option
-def ls(bus: str, pattern: str | None, as_json: bool, url: str | None) -> None:
-    """List the methods of BUS, or those that match PATTERN, such as 'math_*'."""
+def ls(bus: str | None, pattern: str | None, as_json: bool, url: str | None) -> None:
+    """List the methods of BUS, or those that match PATTERN, such as 'math_*'.
+
+    Without BUS it lists the buses, as `redis-bus buses` does.
+    """
+    if bus is None:
+        show_buses(url, as_json=as_json)
+        return
     with opened(bus, url) as opened_bus:
         listed = _list(opened_bus)
     chosen = [one for one in listed if _matches(one.name, pattern)]
@@ -73,7 +83,11 @@ def _say_nothing_found(bus: str, pattern: str | None, known: int) -> None:
     if known:
         echo(f"bus {bus!r}: none of its {count(known, 'method')} matches {pattern!r}")
     else:
-        echo(f"bus {bus!r} has no methods: nothing was served on it yet")
+        echo(_no_methods(bus))
+
+
+def _no_methods(bus: str) -> str:
+    return f"bus {bus!r} has no methods: nothing was served on it yet"
 
 
 def _list(bus: Bus) -> list[Listed]:
@@ -114,8 +128,8 @@ def _print_methods(methods: Sequence[Listed]) -> None:
 
 
 @click.command(short_help="Show the counters of a bus.")
-@click.argument("bus")
-@click.argument("pattern", required=False)
+@click.argument("bus", shell_complete=complete_buses)
+@click.argument("pattern", required=False, shell_complete=complete_methods)
 @json_option
 @url_option
 def stats(bus: str, pattern: str | None, as_json: bool, url: str | None) -> None:
@@ -172,14 +186,14 @@ def _show_latency(seconds: float) -> str:
 
 
 @click.command(short_help="Show latency to Redis, its version, who is alive.")
-@click.argument("bus", required=False)
+@click.argument("bus", required=False, shell_complete=complete_buses)
 @json_option
 @url_option
 def ping(bus: str | None, as_json: bool, url: str | None) -> None:
     """Show how far Redis is, which version it has, and who is alive on BUS.
 
     Of several servers it shows which there are, which slots of a cluster are BUS's own, and how far
-    the replicas are behind.
+    the replicas are behind. Exits with 3 where no worker of BUS is alive.
     """
     with opened(bus or "redis_bus", url) as opened_bus:
         address = opened_bus._core.transport.address
@@ -195,14 +209,22 @@ def ping(bus: str | None, as_json: bool, url: str | None) -> None:
         found |= {"kind": where.kind, "nodes": [asdict(master) for master in where.masters]}
         methods = workers = 0
         if bus is not None:
-            methods, workers = len(opened_bus.all_methods()), _count_workers(opened_bus)
+            methods = len(opened_bus.all_methods())
+            workers = count_workers(opened_bus._core, bus)
             found |= {"bus": bus, "methods": methods, "workers": workers}
     if as_json:
         print_json(found)
+    else:
+        echo(f"{server} {version} at {address}: {latency_ms:.2f} ms")
+        _print_layout(where)
+    if bus is None:
         return
-    echo(f"{server} {version} at {address}: {latency_ms:.2f} ms")
-    _print_layout(where)
-    if bus is not None:
+    if not methods:
+        fail(f"{_no_methods(bus)}; redis-bus buses lists those that are there", Exit.NO_WORKERS)
+    if not workers:
+        text = f"bus {bus!r}: {count(methods, 'method')}, but no worker alive"
+        fail(f"{text}: calls wait until one serves them", Exit.NO_WORKERS)
+    if not as_json:
         echo(f"bus {bus!r}: {count(methods, 'method')}, {count(workers, 'worker')} alive")
 
 
@@ -226,17 +248,3 @@ def server_version(bus: Bus) -> tuple[str, str]:
         return "Redis", "(version unknown)"
     lines = bytes(reply).decode("utf-8", "replace").splitlines()
     return product(dict(line.split(":", 1) for line in lines if ":" in line))
-
-
-def _count_workers(bus: Bus) -> int:
-    """Return how many workers are alive, each counted once, over all services of a bus."""
-    descriptors = bus._core.drive(directory.list_descriptors(bus.name))
-    alive: set[bytes] = set()
-    transport = bus._core.transport
-    for prefix in {descriptor.service for descriptor in descriptors}:
-        key = Service(bus.name, prefix).workers
-        # Of several servers, each has a clock of its own.
-        seconds, micros = transport.ask(("TIME",), place=key)[0]
-        now_ms = int(seconds) * 1000 + int(micros) // 1000
-        alive.update(transport.ask(("ZRANGEBYSCORE", key, now_ms, "+inf"))[0])
-    return len(alive)

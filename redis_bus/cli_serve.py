@@ -9,13 +9,14 @@ import click
 from click.core import ParameterSource
 
 from .cli_common import Seconds, option, url_option
+from .cli_completion import complete_targets
 from .cli_serving import DEFAULT_PORT, ServeOptions, run
 
 SHUTDOWN_SECONDS = 30.0
 
 
 @click.command(short_help="Serve a bus of a module (the default command).")
-@click.argument("target")
+@click.argument("target", shell_complete=complete_targets)
 @option("-p", "--pattern", metavar="GLOB", help="Only the methods that match, such as 'math_*'.")
 @option(
     "-w",

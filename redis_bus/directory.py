@@ -17,6 +17,7 @@ from .protocol import (
     Command,
     Route,
     Service,
+    bus_of_methods_key,
     bus_pattern,
     methods_key,
     read_span,
@@ -229,6 +230,24 @@ def cleanup(bus: str, masters: Iterable[Any]) -> Steps[int]:
             if cursor == b"0":
                 break
     return deleted
+
+
+def list_buses(masters: Iterable[Any], found: set[str] | None = None) -> Steps[list[str]]:
+    """Return the names of all buses that have methods, sorted.
+
+    ``masters``: the transports of the servers that may have some. ``found`` is given the names as
+    they are found, for those who may not await all.
+    """
+    names = set() if found is None else found
+    for master in masters:
+        cursor = b"0"
+        while True:
+            scan: Command = ("SCAN", cursor, "MATCH", methods_key("*"), "COUNT", SCAN_COUNT)
+            cursor, keys = (yield ask((*scan, "TYPE", "hash"), at=master))[0]
+            names.update(bus for bus in map(bus_of_methods_key, keys) if bus is not None)
+            if cursor == b"0":
+                break
+    return sorted(names)
 
 
 def as_pairs(fields: Any) -> list[tuple[bytes, bytes]]:

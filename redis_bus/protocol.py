@@ -160,6 +160,13 @@ def methods_key(bus: str) -> str:
     return f"rb:{{{bus}}}:methods"
 
 
+def bus_of_methods_key(key: bytes) -> str | None:
+    """Return the bus whose `methods_key` that is; None where it is none of ours."""
+    name = key.decode("utf-8", "replace").removeprefix("rb:{").removesuffix("}:methods")
+    # Keys of others may look alike, with names that no bus can have.
+    return name if NAME.match(name) and methods_key(name).encode() == key else None
+
+
 def bus_pattern(bus: str) -> str:
     """Return the SCAN pattern that matches the keys of one bus, and of no other."""
     return f"rb:{{{bus}[}}:]*"

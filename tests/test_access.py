@@ -167,11 +167,11 @@ def command(user: User, *words: str) -> click.testing.Result:
     return result
 
 
-def shown(user: User, *words: str) -> str:
+def shown(user: User, *words: str, code: Exit = Exit.OK) -> str:
     """Return what `redis-bus` prints for a user who may do that."""
     result = command(user, *words)
-    assert result.exit_code == Exit.OK, result.output
-    return result.output
+    assert result.exit_code == code, result.output
+    return result.stdout
 
 
 def lose(bus: Bus, method: str) -> None:
@@ -363,10 +363,13 @@ def test_an_admin_looks_after_dead_letters_and_cleans_up(
     retried, dropped = (str(letter["id"]) for letter in letters)
     assert "queued again" in shown(admin, "dead", "test", "plain", "--retry", retried)
     assert "dropped" in shown(admin, "dead", "test", "plain", "--drop", dropped, "--yes")
+    assert json.loads(shown(admin, "buses", "--json")) == [
+        {"name": "test", "methods": 3, "workers": 0}
+    ]
     assert "plain(n)" in shown(admin, "ls", "test")
     assert "latency" in shown(admin, "stats", "test")
     assert bus.serve_once() == 1
-    about = json.loads(shown(admin, "ping", "test", "--json"))
+    about = json.loads(shown(admin, "ping", "test", "--json", code=Exit.NO_WORKERS))
     assert about["version"] == product(bus.conn.info("server"))[1]
     assert (about["methods"], about["workers"]) == (3, 0)
     bus.conn.set("rb:{tester:}:meta", "another bus's")
@@ -505,6 +508,9 @@ def test_a_caller_needs_to_write_what_says_which_registration_is_current(
     [
         ("caller", ["cleanup", "test", "--yes"]),
         ("caller", ["ping", "test"]),
+        ("caller", ["buses"]),
+        ("caller", ["ls"]),
+        ("worker", ["buses"]),
         ("caller", ["dead", "test"]),
         ("caller", ["ls", "other"]),
         ("caller", ["call", "other", "f"]),
@@ -526,6 +532,35 @@ def test_a_forbidden_command_says_in_one_line_what_redis_said(
     assert result.exit_code == Exit.REMOTE_ERROR
     assert re.fullmatch(rf"redis-bus: .*refused: .*({REFUSAL}).*\n", result.output)
     assert bus.conn.exists(methods_key("test"), methods_key("other")) == 2
+
+
+@pytest.mark.parametrize("words", [["buses"], ["ls"], ["buses", "--json"]])
+def test_who_may_not_list_buses_is_told_which_permission_that_takes(
+    users: Users, bus: Bus, words: list[str]
+) -> None:
+    result = command(users["caller"], *words)
+    assert (result.exit_code, result.stdout) == (Exit.REMOTE_ERROR, "")
+    assert re.search("to list buses takes the command SCAN; .*: redis-bus ls BUS$", result.stderr)
+
+
+def test_what_an_admin_may_not_look_into_is_unknown_in_words(users: Users, bus: Bus) -> None:
+    register(bus)
+    bus.serve_once()
+    bus.conn.hset(methods_key("other"), "f", "{}")
+    result = command(users["admin"], "buses")
+    assert result.exit_code == Exit.OK
+    assert [row.split() for row in result.stdout.splitlines()] == [
+        ["bus", "methods", "workers"],
+        ["other", "unknown", "unknown"],
+        ["test", "3", "0"],
+    ]
+    said = rf"redis-bus: not all is known: Redis at .* refused: .*{NO_PERMISSIONS}.*\n"
+    assert re.fullmatch(said, result.stderr)
+    assert json.loads(shown(users["admin"], "buses", "--json"))[0] == {
+        "name": "other",
+        "methods": None,
+        "workers": None,
+    }
 
 
 @pytest.mark.parametrize("kind", ["caller", "admin"])
@@ -698,7 +733,7 @@ def steps_of_an_admin(own: Bus, bus: Bus, user: User) -> Iterator[Step]:
         own.plain.options(timeout=60).run(number)
     yield lambda: bus.plain.dead_letters()[0].retry()  # to one with an end
     yield lambda: bus.plain.dead_letters()[0].drop()
-    for words in (["ls", "test"], ["stats", "test"], ["ping", "test"]):
+    for words in (["buses"], ["ls", "test"], ["stats", "test"], ["ping", "test"]):
         yield lambda words=words: command(user, *words)
     yield lambda: bus.get_method("nothing")
     yield bus.cleanup

@@ -397,7 +397,17 @@ def test_redis_is_found_by_option_then_by_environment(
 
 @pytest.mark.parametrize(
     "command",
-    ["ls x", "stats x", "call x y", "clear-cache x y", "cleanup x", "ping", "shell x"],
+    [
+        "ls x",
+        "ls",
+        "buses",
+        "stats x",
+        "call x y",
+        "clear-cache x y",
+        "cleanup x",
+        "ping",
+        "shell x",
+    ],
 )
 def test_no_redis_at_all_is_one_line_with_three_ways_out(alone: Processes, command: str) -> None:
     shown = alone.run("redis-bus", *command.split())
@@ -471,7 +481,7 @@ def test_help_says_what_it_is_with_examples_and_every_command(alone: Processes) 
     assert shown.returncode == 0
     assert shown.stdout.count("in a second or two") == 2
     commands = ["serve", "demo", "ls", "call", "stats", "clear-cache", "cleanup", "shell", "ping"]
-    commands += ["dead", "bench"]
+    commands += ["dead", "bench", "buses"]
     for word in [*commands, "Examples:", "redis-bus --embedded simple_math.bus", "3 no workers"]:
         assert word in shown.stdout
     for command in commands:

@@ -114,3 +114,61 @@ def test_what_is_needed_at_run_time_is_three_packages(tree: Path) -> None:
 
     needed = [r for r in importlib.metadata.requires("redis_bus") or [] if "extra ==" not in r]
     assert sorted(r.partition(">")[0] for r in needed) == ["click", "msgpack", "redis[hiredis]"]
+
+
+# -- the sdist --------------------------------------------------------------------------------
+
+MADE = (".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
+
+
+def files_of(tree: Path) -> set[Path]:
+    """Return the files of a clone, or of an sdist, but for what building and running make."""
+    if (tree / ".git").exists():
+        line = ("git", "ls-files", "--cached", "--others", "--exclude-standard")
+        return {Path(name) for name in run(*line, cwd=tree).splitlines() if (tree / name).is_file()}
+    found = {path.relative_to(tree) for path in tree.rglob("*") if path.is_file()}
+    return {
+        path
+        for path in found
+        if not any(Path(name).match(pattern) for name in path.parts for pattern in MADE)
+    }
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is in the sdist of a clone."""
+    folder = tmp_path_factory.mktemp("sdist")
+    for name in files_of(ROOT):
+        place = folder / "clone" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, place)
+    run(sys.executable, "-m", "build", "--sdist", "--outdir", folder, folder / "clone", cwd=folder)
+    (folder / "unpacked").mkdir()
+    run("tar", "xf", next(folder.glob("*.tar.gz")), cwd=folder / "unpacked")
+    (tree,) = (folder / "unpacked").iterdir()
+    return tree
+
+
+def pytest_in(tree: Path, *arguments: str) -> str:
+    return run(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments, cwd=tree)
+
+
+def collected(tree: Path) -> list[str]:
+    """Return the tests that pytest finds in a tree, by their names."""
+    lines = pytest_in(tree, "--collect-only", "-q").splitlines()
+    return [line for line in lines if line.startswith("tests/") and "::" in line]
+
+
+def test_the_sdist_has_every_file_of_a_clone(unpacked: Path) -> None:
+    assert files_of(ROOT) - files_of(unpacked) == set()
+
+
+def test_all_tests_are_found_in_the_sdist_and_run_there(unpacked: Path) -> None:
+    found = collected(unpacked)
+    assert len(found) > 1000
+    assert found == collected(ROOT)
+    shown = pytest_in(unpacked, "-q", "tests/test_password.py")
+    where = "import redis_bus, tests; print(redis_bus.__file__, tests.__file__)"
+    for path in run(sys.executable, "-c", where, cwd=unpacked).split():
+        assert Path(path).is_relative_to(unpacked)
+    assert " passed" in shown

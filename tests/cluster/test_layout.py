@@ -14,7 +14,7 @@ from redis_bus.cli import main
 from redis_bus.embedded import EmbeddedRedis
 from redis_bus.protocol import methods_key
 from redis_bus.slots import slot_of
-from tests.cluster.support import Service
+from tests.cluster.support import Servers, Service
 from tests.cluster_servers import Cluster
 from tests.sentinel_servers import Sentinels
 
@@ -81,6 +81,32 @@ def test_a_replica_that_is_gone_is_not_shown(cluster: Cluster) -> None:
 def test_one_server_alone_is_one_line(tmp_path: Path) -> None:
     with EmbeddedRedis() as server, Bus("test", url=server.url):
         assert len(shown(server.url, "ping").splitlines()) == 1
+
+
+def test_the_buses_of_all_masters_are_listed_with_their_workers(
+    servers: Servers, service: Service
+) -> None:
+    names = [f"bus{number}" for number in range(12)]
+    for name in names:
+        with Bus(name, url=servers.address) as bus:
+            bus.register("f")(print)
+            assert bus.get_method("f")
+    if isinstance(servers, Cluster):
+        assert {servers.master_of(methods_key(name)) for name in names} == set(servers.masters)
+    expected = [{"name": name, "methods": 1, "workers": 0} for name in sorted(names)]
+    expected.append({"name": "test", "methods": 3, "workers": 1})
+    for command in ("buses", "ls"):
+        assert json.loads(shown(servers.address, command, "--json")) == expected
+    assert shown(servers.address, "buses").splitlines()[-1].split() == ["test", "3", "1"]
+
+
+def test_a_ping_of_a_bus_that_nobody_serves_says_so_with_a_code_of_its_own(
+    servers: Servers,
+) -> None:
+    result = CliRunner().invoke(main, ["ping", "NOSUCH", "--url", servers.address])
+    assert result.exit_code == 3
+    assert "bus 'NOSUCH' has no methods" in result.stderr
+    assert "master 127.0.0.1:" in result.stdout
 
 
 @pytest.mark.parametrize("command", ["ls", "stats", "cleanup --yes"])
