@@ -418,7 +418,8 @@ class NodeTransport:
 
     def _checkout_within(self, limit: Limit, timeout: float) -> Link:
         """Return a connection where there may be only so many: when one is free, in turn."""
-        end, again = time.monotonic() + limit.patience(timeout), False
+        began, again = time.monotonic(), False
+        end = began + limit.patience(timeout)  # of the wait for a turn; the rest is for Redis
         while True:
             seen = limit.changes
             if again or not limit.is_awaited:
@@ -428,7 +429,7 @@ class NodeTransport:
                 seat = limit.enter()
                 if seat is not None:
                     try:
-                        link = self._open(max(LEAST_SECONDS, end - time.monotonic()))
+                        link = self._open(_left(began + timeout, timeout))
                     except BaseException:
                         seat.leave()
                         raise

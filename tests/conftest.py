@@ -18,7 +18,7 @@ from redis_bus import Bus
 from redis_bus.embedded import EmbeddedRedis
 from tests.matrix import TITLE, matrix
 from tests.servers import NoSuchServer, depths, find_servers, is_left_out
-from tests.support import PATIENCE_SECONDS, ROOT, Processes, heed_interrupts, in_faults
+from tests.support import PATIENCE_SECONDS, ROOT, Processes, heed_signals, in_faults
 
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True, max_examples=60)
 hypothesis.settings.register_profile("nightly", deadline=None, print_blob=True, max_examples=5000)
@@ -55,7 +55,7 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    heed_interrupts()
+    heed_signals()
     if not hasattr(config, "workerinput"):
         # Once for the hundreds of processes that are started, which may not be allowed to.
         compileall.compile_dir(ROOT / "redis_bus", quiet=2)

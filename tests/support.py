@@ -34,13 +34,17 @@ needs_wheel = pytest.mark.skipif(
 )
 
 
-def heed_interrupts() -> None:
-    """Have SIGINT interrupt this process, and all that it starts, whatever started it.
+def heed_signals() -> None:
+    """Have signals end this process, and all that it starts, whatever started it.
 
-    A shell that starts something in the background has it ignore SIGINT, which processes inherit.
+    A shell that starts something in the background has it ignore SIGINT, and nohup SIGHUP;
+    processes inherit that.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def in_faults(test: str) -> bool:

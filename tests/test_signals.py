@@ -9,7 +9,7 @@ import sys
 from redis_bus import Bus
 from tests.support import PATIENCE_SECONDS, ROOT, Processes, eventually, workers
 
-BACKGROUND = "trap '' INT; exec \"$@\""  # as a shell starts what it does not wait for
+BACKGROUND = "trap '' INT HUP; exec \"$@\""  # as a shell starts what it does not wait for
 SERVICE = """
     import redis_bus
 
@@ -22,13 +22,14 @@ SERVICE = """
 """
 
 
-def test_tests_that_are_started_in_the_background_heed_interrupts() -> None:
+def test_tests_that_are_started_in_the_background_heed_signals() -> None:
     code = """if True:
         import signal, subprocess, sys
         from tests import conftest, support
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        support.heed_interrupts()
-        show = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+        support.heed_signals()
+        show = "import signal as s; print(s.getsignal(s.SIGINT) is s.default_int_handler, "
+        show += "s.getsignal(s.SIGHUP) is s.SIG_DFL)"
         print(subprocess.check_output([sys.executable, "-c", show], text=True).strip())
     """
     done = subprocess.run(
@@ -39,7 +40,7 @@ def test_tests_that_are_started_in_the_background_heed_interrupts() -> None:
         check=False,
         timeout=PATIENCE_SECONDS,
     )
-    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "True True\n"), done.stderr
 
 
 def test_a_worker_that_is_started_in_the_background_of_a_shell_ends_at_sigint(

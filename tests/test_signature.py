@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redis_bus.errors import ProtocolError
+from redis_bus.printable import in_one_line
 from redis_bus.signature import RemoteDefault, binder, describe, method_name, restore
 
 KINDS = (
@@ -424,7 +425,8 @@ def test_no_text_from_redis_is_ever_run(tmp_path: Path) -> None:
         assert outcome(bind, (1, 2), {}) == (
             f"{text}() takes from 0 to 1 positional arguments but 2 were given"
         )
-        assert str(inspect.signature(bind)) == f"(a: {text} = {text}) -> {text}"
+        line = in_one_line(text)
+        assert str(inspect.signature(bind)) == f"(a: {line} = {line}) -> {line}"
         assert describe(bind)["returns"] == text
         restore(listed(("a", KINDS[1], text)))
     assert not mark.exists()

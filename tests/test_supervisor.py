@@ -543,7 +543,7 @@ def test_a_signal_in_the_making_of_a_class_ends_without_a_traceback(alone: Proce
     process = alone.python(
         """
         import os, signal
-        from redis_bus.cli_signals import EndingSignals
+        from redis_bus.signals import EndingSignals
 
         class Told:
             def __set_name__(self, owner, name):
