@@ -29,7 +29,20 @@ setup(
     long_description_content_type="text/x-rst",
     license="MIT",
     python_requires=">=3.10",
-    packages=["redis_bus", "redis_bus.lua", "redis_bus.sample"],
+    packages=[
+        "redis_bus",
+        "redis_bus.protocol",
+        "redis_bus.calls",
+        "redis_bus.transport",
+        "redis_bus.client",
+        "redis_bus.worker",
+        "redis_bus.supervisor",
+        "redis_bus.testing",
+        "redis_bus.bench",
+        "redis_bus.cli",
+        "redis_bus.lua",
+        "redis_bus.sample",
+    ],
     package_dir={"redis_bus.lua": "lua", "redis_bus.sample": "sample"},
     package_data={
         "redis_bus": ["py.typed"],
@@ -53,6 +66,7 @@ setup(
             "docutils>=0.20",
             "trustme>=1.1",
             "mypy>=1.10",
+            "import-linter>=2.7",
             "basedpyright>=1.20",
             "ruff>=0.6",
             "uvloop>=0.19",
@@ -63,7 +77,7 @@ setup(
         ],
     },
     entry_points={
-        "console_scripts": ["redis-bus=redis_bus.entry:main"],
+        "console_scripts": ["redis-bus=redis_bus.cli.entry:main"],
         "pytest11": ["redis_bus=redis_bus.testing"],
     },
     classifiers=[

@@ -1,4 +1,4 @@
--- What Redis gives its scripts. Run over the joined ones: python -m redis_bus.scripts FOLDER
+-- What Redis gives its scripts. Run over the joined ones: python -m redis_bus.protocol.scripts FOLDER
 std = "lua51"
 read_globals = {"redis", "KEYS", "ARGV"}
 max_line_length = 100

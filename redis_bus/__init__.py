@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .async_bus import AsyncBus
     from .bus import Bus
-    from .completed import as_completed
-    from .context import headers, with_headers
-    from .dead_letters import DeadLetter
+    from .calls.context import headers, with_headers
+    from .calls.middleware import Middleware
+    from .client.completed import as_completed
+    from .client.dead_letters import DeadLetter
+    from .client.method import Method
+    from .client.result import AsyncResult
     from .errors import (
         BusError,
         CallTimeout,
@@ -25,9 +28,6 @@ if TYPE_CHECKING:
         SerializationError,
         WorkerLost,
     )
-    from .method import Method
-    from .middleware import Middleware
-    from .result import AsyncResult
 
 __all__ = [
     "AsyncBus",
@@ -58,14 +58,14 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "AsyncBus": "async_bus",
-    "AsyncResult": "result",
+    "AsyncResult": "client.result",
     "Bus": "bus",
-    "DeadLetter": "dead_letters",
-    "Method": "method",
-    "Middleware": "middleware",
-    "headers": "context",
-    "with_headers": "context",
-    "as_completed": "completed",
+    "DeadLetter": "client.dead_letters",
+    "Method": "client.method",
+    "Middleware": "calls.middleware",
+    "headers": "calls.context",
+    "with_headers": "calls.context",
+    "as_completed": "client.completed",
 }
 
 

@@ -1,6 +1,6 @@
 """``python -m redis_bus``: the command line, where its script is not on PATH."""
 
-from .entry import main
+from .cli.entry import main
 
 if __name__ == "__main__":
     main()

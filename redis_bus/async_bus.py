@@ -16,17 +16,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, cast
 import redis
 import redis.asyncio as aioredis
 
-from . import codec, directory, forks
-from .async_core import AsyncCore
-from .async_method import AsyncMethod
-from .async_result import AsyncRun
 from .bus import DEFAULT_TIMEOUT, Bus
-from .clients import given_either
-from .registration import OF_BUS, Registering
-from .result import parse_id
+from .calls import directory
+from .client import forks
+from .client.async_core import AsyncCore
+from .client.async_method import AsyncMethod
+from .client.async_result import AsyncRun
+from .client.result import parse_id
+from .protocol import codec
+from .protocol.registration import OF_BUS, Registering
+from .transport.clients import given_either
 
 if TYPE_CHECKING:
-    from .worker import Worker
+    from .worker.worker import Worker
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -12,23 +12,25 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import redis
 
-from . import codec, directory, forks
-from .clients import given
-from .cluster import open_transport
-from .core import Core
-from .deadline import check_seconds
-from .distributed import Deployment, open_url
+from .calls import directory
+from .calls.middleware import Chain
+from .client import forks
+from .client.core import Core
+from .client.method import Method
+from .client.result import AsyncResult, parse_id
 from .errors import BusError
-from .logs import LogRuns
-from .method import Method
-from .middleware import Chain
-from .protocol import check_bus_name, check_method_name, check_partitions, check_prefix
-from .quota import check_max_jobs
-from .registration import OF_BUS, Registering, Registration, Settings
-from .result import AsyncResult, parse_id
+from .protocol import codec
+from .protocol.commands import check_bus_name, check_method_name, check_partitions, check_prefix
+from .protocol.deadline import check_seconds
+from .protocol.registration import OF_BUS, Registering, Registration, Settings
+from .transport.clients import given
+from .transport.cluster import open_transport
+from .transport.distributed import Deployment, open_url
+from .worker.logs import LogRuns
+from .worker.quota import check_max_jobs
 
 if TYPE_CHECKING:
-    from .worker import Worker
+    from .worker.worker import Worker
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -248,7 +250,7 @@ class Bus(Registering):
         concurrency: int = 1,
         max_jobs: int | None = None,
     ) -> Worker:
-        from .worker import Worker, check_concurrency  # who only calls needs none of it
+        from .worker.worker import Worker, check_concurrency  # who only calls needs none of it
 
         check_concurrency(concurrency, debug=debug)
         check_max_jobs(max_jobs)

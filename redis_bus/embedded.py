@@ -21,7 +21,7 @@ from types import TracebackType
 import redis
 
 from .errors import BusError
-from .servers import EmbeddedUnavailable, find_server
+from .transport.servers import EmbeddedUnavailable, find_server
 
 READY_SECONDS = 10.0
 STOP_SECONDS = 5.0

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from redis_bus import AsyncBus
-from redis_bus.async_cluster import AsyncRouted
-from redis_bus.async_transport import AsyncTransport
+from redis_bus.transport.async_cluster import AsyncRouted
+from redis_bus.transport.async_transport import AsyncTransport
 from tests.support import eventually
 
 T = TypeVar("T")

@@ -19,9 +19,8 @@ import hiredis
 import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from redis_bus import scripts
-from redis_bus.entries import Mode, parse_job
-from redis_bus.protocol import (
+from redis_bus.protocol import scripts
+from redis_bus.protocol.commands import (
     LEASE_MS,
     MOVED_TAG,
     Command,
@@ -32,6 +31,7 @@ from redis_bus.protocol import (
     needs_admission,
     pack,
 )
+from redis_bus.protocol.entries import Mode, parse_job
 from tests.cache_model import (
     ALL_KEYS,
     BRIEF_MS,

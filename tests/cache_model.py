@@ -10,9 +10,9 @@ from typing import Any
 import hiredis
 import redis
 
-from redis_bus import scripts
-from redis_bus.entries import Job, Mode
-from redis_bus.protocol import Post, pack
+from redis_bus.protocol import scripts
+from redis_bus.protocol.commands import Post, pack
+from redis_bus.protocol.entries import Job, Mode
 
 RULES = {
     1: "Only results are cached; an error neither is stored nor overwrites a stale value.",

@@ -35,16 +35,16 @@ LONG = (
     "tests/cluster/test_network_partition.py",
     "tests/test_mutants.py",
     "tests/test_cache_machine.py",
-    "tests/test_async_bus.py",
-    "tests/test_access.py",
-    "tests/test_clear_race.py",
+    "tests/client/test_async_bus.py",
+    "tests/transport/test_access.py",
+    "tests/calls/test_clear_race.py",
     "tests/cluster/",
     "tests/test_stampede.py",
     "tests/lua/test_wake_tokens.py",
-    "tests/test_cli.py",
+    "tests/cli/test_cli.py",
     "tests/test_packaging.py",
     "tests/test_readme.py",
-    "tests/test_testing.py",
+    "tests/testing/test_testing.py",
 )
 Tell = Callable[[str, Mapping[str, object]], None]
 

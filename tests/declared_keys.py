@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 
 import redis
 
-from redis_bus import scripts
-from redis_bus.slots import KEYLESS as OUR_KEYLESS
-from redis_bus.slots import slot_of
+from redis_bus.protocol import scripts
+from redis_bus.protocol.slots import KEYLESS as OUR_KEYLESS
+from redis_bus.protocol.slots import slot_of
 
 KEYLESS = OUR_KEYLESS | {"COMMAND", "CONFIG", "ECHO", "FLUSHALL", "HELLO", "MONITOR", "SELECT"}
 LINE = re.compile(r"[\d.]+ \[\d+ (lua|[^\]]*)\] (.*)", re.DOTALL)

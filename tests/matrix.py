@@ -13,9 +13,9 @@ SUITES = {
     "scripts": ("tests/lua/",),
     "faults": ("tests/faults/",),
     "clusters": ("tests/cluster/",),
-    "calls": ("tests/test_calls.py",),
+    "calls": ("tests/calls/test_calls.py",),
     "cache": ("tests/test_cache.py",),
-    "access": ("tests/test_access.py",),
+    "access": ("tests/transport/test_access.py",),
     "other": ("tests/",),
 }
 

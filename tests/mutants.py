@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from redis_bus import folders, scripts
-from redis_bus.scripts import Script
+from redis_bus.protocol import folders, scripts
+from redis_bus.protocol.scripts import Script
 
 
 @dataclass(frozen=True, slots=True)

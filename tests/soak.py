@@ -27,8 +27,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from redis_bus.exits import Exit
-from redis_bus.servers import product
+from redis_bus.supervisor.exits import Exit
+from redis_bus.transport.servers import product
 from tests.faults.place import RedisServer
 from tests.programs import soak as program
 from tests.programs.soak import BUS

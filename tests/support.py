@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pytest
 
 from redis_bus import Bus
-from redis_bus.servers import has_wheel
+from redis_bus.transport.servers import has_wheel
 from tests.command_line import command_line
 from tests.servers import find_servers as find_servers
 

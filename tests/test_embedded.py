@@ -14,7 +14,7 @@ import redis
 from packaging.requirements import Requirement
 
 from redis_bus.embedded import LOCK, EmbeddedRedis, remove_stale_folders
-from redis_bus.servers import advice, bundled_server, has_wheel, how_to_install, product
+from redis_bus.transport.servers import advice, bundled_server, has_wheel, how_to_install, product
 from tests.support import Processes, eventually, find_servers, needs_wheel
 
 OWNER = """
@@ -156,7 +156,7 @@ def no_path(owners: Processes) -> dict[str, str]:
     return {**owners.environment(), "PATH": str(owners.folder)}
 
 
-FIND = "from redis_bus.servers import find_server; print(find_server())"
+FIND = "from redis_bus.transport.servers import find_server; print(find_server())"
 
 
 def hidden(owners: Processes) -> dict[str, str]:

@@ -11,8 +11,8 @@ import pytest
 import redis
 from hypothesis.stateful import run_state_machine_as_test
 
-from redis_bus import scripts
 from redis_bus.embedded import EmbeddedRedis
+from redis_bus.protocol import scripts
 from tests.cache_machine import CacheMachine
 from tests.cache_model import RULES, Wire
 from tests.conftest import Tell

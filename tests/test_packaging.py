@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from redis_bus import folders
+from redis_bus.protocol import folders
 from tests.support import ROOT
 
 PROGRAM = """
 import pathlib, redis_bus
-from redis_bus import scripts
+from redis_bus.protocol import scripts
 print(pathlib.Path(redis_bus.__file__).resolve().parent)
 print(*sorted(scripts.load()))
 """
@@ -94,7 +94,7 @@ def test_an_editable_install_has_the_scripts(tree: Path, python: Path, tmp_path:
 
 def test_a_clone_that_is_not_installed_has_the_scripts_and_the_samples(tree: Path) -> None:
     """As where another copy is installed, and Python finds the clone's in the current folder."""
-    program = PROGRAM + "from redis_bus import folders; print(folders.find('sample'))"
+    program = PROGRAM + "from redis_bus.protocol import folders; print(folders.find('sample'))"
     # Without site no .pth is read, and so no editable install found.
     dependencies = {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib")}
     shown = run(sys.executable, "-S", "-c", program, cwd=tree, env=dependencies)
@@ -168,7 +168,7 @@ def test_all_tests_are_found_in_the_sdist_and_run_there(unpacked: Path) -> None:
     found = collected(unpacked)
     assert len(found) > 1000
     assert found == collected(ROOT)
-    shown = pytest_in(unpacked, "-q", "tests/test_password.py")
+    shown = pytest_in(unpacked, "-q", "tests/transport/test_password.py")
     where = "import redis_bus, tests; print(redis_bus.__file__, tests.__file__)"
     for path in run(sys.executable, "-c", where, cwd=unpacked).split():
         assert Path(path).is_relative_to(unpacked)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from redis_bus.servers import SERVERS
+from redis_bus.transport.servers import SERVERS
 from tests.pythons import BRIEF, ROOT, VERSIONS, find_python, is_python, path_without_servers
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -23,7 +23,7 @@ def test_ci_tries_the_pythons_that_the_package_names() -> None:
     assert len(VERSIONS) == last + 1 - first
     run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert re.search(r"^\S*python\S* -m tests\.pythons$", run, re.MULTILINE)
-    assert all((ROOT / "tests" / f"test_{name}.py").exists() for name in BRIEF)
+    assert all((ROOT / "tests" / f"{name}.py").exists() for name in BRIEF)
 
 
 def test_an_interpreter_is_taken_only_if_it_is_of_the_version_that_is_asked_for(

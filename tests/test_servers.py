@@ -92,7 +92,7 @@ def test_the_table_counts_what_passed_on_each_server() -> None:
         Report("tests/test_cache.py::test_a[redis-6.2.14]", "setup"),
         Report("tests/test_cache.py::test_b[redis-6.2.14-x]", passed=False),
         Report("tests/faults/test_x.py::test_c[valkey-9.1.2-asyncio]"),
-        Report("tests/test_codec.py::test_d[1]"),
+        Report("tests/protocol/test_codec.py::test_d[1]"),
     ]
     table = matrix(reports, {"redis-6.2.14": False, "valkey-9.1.2": True})
     suites = ["scripts", "faults", "clusters", "calls", "cache", "access", "other"]

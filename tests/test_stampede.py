@@ -25,9 +25,9 @@ import pytest
 import redis
 
 from redis_bus import Bus
+from redis_bus.calls.waiting import FIRST_SLICE_SECONDS
 from redis_bus.embedded import EmbeddedRedis
-from redis_bus.protocol import SLICE_SECONDS
-from redis_bus.waiting import FIRST_SLICE_SECONDS
+from redis_bus.protocol.commands import SLICE_SECONDS
 from tests.commands import sent
 from tests.conftest import Tell
 from tests.programs import stampede

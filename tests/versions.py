@@ -26,12 +26,12 @@ ROWS = {
 }
 BRIEF = ("lowest", "newest")
 SUITES = {
-    "calls": "tests/test_calls.py",
+    "calls": "tests/calls/test_calls.py",
     "cache": "tests/test_cache.py",
-    "AsyncBus": "tests/test_async_bus.py",
-    "links": "tests/test_link.py",
-    "addresses": "tests/test_address.py",
-    "hooks": "tests/test_hooks.py",
+    "AsyncBus": "tests/client/test_async_bus.py",
+    "links": "tests/transport/test_link.py",
+    "addresses": "tests/transport/test_address.py",
+    "hooks": "tests/transport/test_hooks.py",
 }
 NEEDED = ("pytest-xdist", "valkey", "fakeredis", "uvloop", "docutils", "fastapi", "uvicorn")
 COUNT = re.compile(r"(\d+) (passed|failed|error)")

@@ -29,7 +29,7 @@ from side_by_side import (
 )
 
 from redis_bus import AsyncBus
-from redis_bus.bench_meter import rate
+from redis_bus.bench.meter import rate
 from redis_bus.embedded import EmbeddedRedis
 
 WORKERS = 2

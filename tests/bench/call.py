@@ -26,8 +26,8 @@ from side_by_side import (
 )
 
 from redis_bus import Bus
-from redis_bus.bench_bare import pair
-from redis_bus.bench_meter import timed
+from redis_bus.bench.bare import pair
+from redis_bus.bench.meter import timed
 from redis_bus.embedded import EmbeddedRedis
 
 

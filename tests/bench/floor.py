@@ -15,10 +15,10 @@ from collections.abc import Callable
 
 import redis
 
-from redis_bus import scripts
 from redis_bus.embedded import EmbeddedRedis
-from redis_bus.entries import Mode, parse_job
-from redis_bus.protocol import Command, Post, Route, Service
+from redis_bus.protocol import scripts
+from redis_bus.protocol.commands import Command, Post, Route, Service
+from redis_bus.protocol.entries import Mode, parse_job
 
 CALLS = 200
 ETAG, SHAPE, ENTRY = "e" * 16, "s" * 16, "{job} 1 1 {end} {now} {etag} wait {now} - {method}\n"

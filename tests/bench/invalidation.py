@@ -295,7 +295,7 @@ def run_inside(rounds: int) -> None:
     import redis
 
     from redis_bus.embedded import EmbeddedRedis
-    from redis_bus.servers import product
+    from redis_bus.transport.servers import product
 
     with EmbeddedRedis(port=0) as server:
         with redis.Redis.from_url(server.url) as client:

@@ -19,8 +19,8 @@ from side_by_side import processes, wait_for_workers, worker
 
 from redis_bus import Bus
 from redis_bus.embedded import EmbeddedRedis
-from redis_bus.heart import BEAT_SECONDS
-from redis_bus.protocol import SLICE_SECONDS, Post
+from redis_bus.protocol.commands import SLICE_SECONDS, Post
+from redis_bus.worker.heart import BEAT_SECONDS
 
 CALLS = 2_000
 SPARE = 100  # connections of clients that look

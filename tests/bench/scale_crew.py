@@ -14,9 +14,9 @@ from typing import Any
 
 import hiredis
 
-from redis_bus import codec
-from redis_bus.entries import parse_job
-from redis_bus.protocol import Post, pack
+from redis_bus.protocol import codec
+from redis_bus.protocol.commands import Post, pack
+from redis_bus.protocol.entries import parse_job
 
 OUTCOME = codec.encode(3, codec.get_serializer("msgpack"))
 READ_BYTES = 65_536

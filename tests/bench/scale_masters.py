@@ -22,8 +22,8 @@ from scale_crew import Crew
 from scale_meter import BUS, Gauge, Spent, load_scripts, publish, send
 
 from redis_bus import AsyncBus, Bus
-from redis_bus.protocol import Post
-from redis_bus.servers import find_server
+from redis_bus.protocol.commands import Post
+from redis_bus.transport.servers import find_server
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 

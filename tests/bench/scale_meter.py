@@ -14,8 +14,9 @@ from typing import Any
 
 import redis
 
-from redis_bus import Bus, scripts
-from redis_bus.protocol import Command, Route, pack
+from redis_bus import Bus
+from redis_bus.protocol import scripts
+from redis_bus.protocol.commands import Command, Route, pack
 
 BUS = "scale"
 BATCH = 500

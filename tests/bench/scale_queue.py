@@ -18,8 +18,8 @@ from scale_meter import BUS, load_scripts, publish, read, send, spent
 
 from redis_bus import Bus
 from redis_bus.embedded import EmbeddedRedis
-from redis_bus.entries import Mode
-from redis_bus.protocol import Command, Post, Route
+from redis_bus.protocol.commands import Command, Post, Route
+from redis_bus.protocol.entries import Mode
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 STEPS = 500

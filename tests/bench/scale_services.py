@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from scale_meter import BUS, load_scripts, publish, read, spent
 
 from redis_bus import Bus
-from redis_bus.cli import main as cli
+from redis_bus.cli.group import main as cli
 from redis_bus.embedded import EmbeddedRedis
-from redis_bus.protocol import methods_key
+from redis_bus.protocol.commands import methods_key
 
 DOC = "Return what a customer owes, with all that was paid. ".ljust(200, "x")
 

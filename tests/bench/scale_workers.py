@@ -16,11 +16,11 @@ from click.testing import CliRunner
 from scale_meter import BUS, load_scripts, publish, read, send, spent
 
 from redis_bus import Bus
-from redis_bus.cli import main as cli
+from redis_bus.calls.sweep import sweep
+from redis_bus.cli.group import main as cli
 from redis_bus.embedded import EmbeddedRedis
-from redis_bus.heart import BEAT_SECONDS
-from redis_bus.protocol import Command, Post, Route, methods_key
-from redis_bus.sweep import sweep
+from redis_bus.protocol.commands import Command, Post, Route, methods_key
+from redis_bus.worker.heart import BEAT_SECONDS
 
 HEARTBEATS = 500
 

@@ -15,14 +15,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from redis_bus import Bus
-from redis_bus.bench_meter import ratios
-from redis_bus.bench_names import NAME_VARIABLE, PAIR, reply_list, request_list
+from redis_bus.bench.meter import ratios
+from redis_bus.bench.names import NAME_VARIABLE, PAIR, reply_list, request_list
 
 BUS = "bench"
 REQUEST, REPLY = request_list(BUS, PAIR), reply_list(BUS, PAIR)
 # The least that a request and a reply over Redis take with redis-py, on both sides. A request says
 # where its reply is waited for.
-BARE_WORKER = f"from redis_bus.bench_bare import main; main({PAIR!r})"
+BARE_WORKER = f"from redis_bus.bench.bare import main; main({PAIR!r})"
 
 
 def worker(prefix: str = "", concurrency: int = 1) -> str:

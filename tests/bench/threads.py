@@ -31,10 +31,10 @@ from side_by_side import (
 )
 
 from redis_bus import Bus
-from redis_bus.bench_bare import pair
-from redis_bus.bench_meter import rate_of_threads
-from redis_bus.bench_names import PAIR as PAIR_KIND
-from redis_bus.bench_names import reply_list
+from redis_bus.bench.bare import pair
+from redis_bus.bench.meter import rate_of_threads
+from redis_bus.bench.names import PAIR as PAIR_KIND
+from redis_bus.bench.names import reply_list
 from redis_bus.embedded import EmbeddedRedis
 
 NAME = "bench-caller"

@@ -21,19 +21,20 @@ from pathlib import Path
 import redis
 from side_by_side import BARE_WORKER, BUS, processes, ratio, wait_for_workers, worker
 
-from redis_bus import Bus, scripts
-from redis_bus.bench_bare import Wire, client_of, endpoint_of, floor, pair
-from redis_bus.bench_meter import timed
-from redis_bus.bench_names import FLOOR, PAIR, reply_list, request_list
+from redis_bus import Bus
+from redis_bus.bench.bare import Wire, client_of, endpoint_of, floor, pair
+from redis_bus.bench.meter import timed
+from redis_bus.bench.names import FLOOR, PAIR, reply_list, request_list
 from redis_bus.embedded import EmbeddedRedis
-from redis_bus.entries import Mode, parse_job
-from redis_bus.protocol import Post, Route, Service, pack
+from redis_bus.protocol import scripts
+from redis_bus.protocol.commands import Post, Route, Service, pack
+from redis_bus.protocol.entries import Mode, parse_job
 
 ETAG, JOB = "e" * 16, "0123456789abcdef"
 BODY, VALUE = b"m\x92\x92\x01\x02\x80", b"m\x03"
 SERVICE = Service("wall", "")
 ROUTE = Route(SERVICE, "plain", ETAG)
-FLOOR_WORKER = f"from redis_bus.bench_bare import main; main({FLOOR!r})"
+FLOOR_WORKER = f"from redis_bus.bench.bare import main; main({FLOOR!r})"
 SCRIPTS_WORKER = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})

@@ -32,14 +32,14 @@ from typing import Any
 import redis
 
 from redis_bus import Bus, BusError
-from redis_bus.transport import READ_SECONDS
+from redis_bus.transport.transport import READ_SECONDS
+from tests.calls.test_clear_race import end as end_process
+from tests.calls.test_clear_race import find_violations
 from tests.faults.faces import AsyncFace
 from tests.programs import race
 from tests.programs.load import BUS, PARTITIONS, RUNS, STEADY, answer
 from tests.programs.race import KEYS, METHODS, Call, Clear
 from tests.support import ROOT, Processes, eventually, workers
-from tests.test_clear_race import end as end_process
-from tests.test_clear_race import find_violations
 
 CONCURRENCY = (1, 4)
 KINDS = ("bus", "async")

@@ -15,11 +15,11 @@ import redis
 import redis.asyncio as aioredis
 
 from redis_bus import AsyncBus, Bus
-from redis_bus.address import hide_password
-from redis_bus.distributed import Cluster as Nodes
-from redis_bus.distributed import Sentinels as Watched
-from redis_bus.distributed import describe_url, open_url
-from redis_bus.slots import run_of, slot_of
+from redis_bus.protocol.slots import run_of, slot_of
+from redis_bus.transport.address import hide_password
+from redis_bus.transport.distributed import Cluster as Nodes
+from redis_bus.transport.distributed import Sentinels as Watched
+from redis_bus.transport.distributed import describe_url, open_url
 from tests.async_support import run
 from tests.cluster.support import Servers, Service
 from tests.cluster_servers import Cluster

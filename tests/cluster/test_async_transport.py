@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from redis_bus import AsyncBus, ConnectionLost
-from redis_bus.slots import slot_of
+from redis_bus.protocol.slots import slot_of
 from tests.async_support import calling, run
 from tests.cluster.support import Servers, Service, away_from, kill_master, replace_master
 from tests.cluster_servers import Cluster

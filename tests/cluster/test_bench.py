@@ -6,7 +6,7 @@ import json
 
 import click.testing
 
-from redis_bus.cli import main
+from redis_bus.cli.group import main
 from tests.cluster.support import Servers
 
 

@@ -8,15 +8,16 @@ from typing import Any
 
 import redis
 
-from redis_bus import Bus, as_completed, scripts
-from redis_bus.protocol import Post
-from redis_bus.slots import slot_of
+from redis_bus import Bus, as_completed
+from redis_bus.protocol import scripts
+from redis_bus.protocol.commands import Post
+from redis_bus.protocol.slots import slot_of
 from tests import async_support
+from tests.calls.test_partitions import NAME, N, lose, routes
 from tests.cluster_servers import Cluster
 from tests.declared_keys import Watch, watched
 from tests.support import eventually
-from tests.test_concurrency import serving
-from tests.test_partitions import NAME, N, lose, routes
+from tests.worker.test_concurrency import serving
 
 
 def make(url: str, partitions: int = N) -> Bus:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from redis_bus import AsyncBus, Bus, BusError, ConnectionLost, NotConfirmed, durable
-from redis_bus.protocol import Service as Keys
+from redis_bus import AsyncBus, Bus, BusError, ConnectionLost, NotConfirmed
+from redis_bus.calls import durable
+from redis_bus.protocol.commands import Service as Keys
 from tests.async_support import calling, run
 from tests.cluster.support import Servers, in_thread, kill_master
 from tests.cluster_servers import Cluster

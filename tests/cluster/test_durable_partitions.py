@@ -8,14 +8,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from redis_bus import Bus, NotConfirmed, durable
-from redis_bus.protocol import Service as Keys
+from redis_bus import Bus, NotConfirmed
+from redis_bus.calls import durable
+from redis_bus.protocol.commands import Service as Keys
 from tests.async_support import calling, run
 from tests.cluster.test_durable import Methods, go_on
 from tests.cluster_servers import Cluster
 from tests.server_group import Server
 from tests.support import eventually
-from tests.test_concurrency import serving
+from tests.worker.test_concurrency import serving
 
 # On a cluster of three nodes, three partitions of this bus are on three nodes.
 MANY, N = "many", 3

@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from redis_bus import Bus
-from redis_bus.cli import main
+from redis_bus.cli.group import main
 from redis_bus.embedded import EmbeddedRedis
-from redis_bus.protocol import methods_key
-from redis_bus.slots import slot_of
+from redis_bus.protocol.commands import methods_key
+from redis_bus.protocol.slots import slot_of
 from tests.cluster.support import Servers, Service
 from tests.cluster_servers import Cluster
 from tests.sentinel_servers import Sentinels

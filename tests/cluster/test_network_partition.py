@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-import redis_bus.async_cluster
-import redis_bus.cluster
-from redis_bus import Bus, ConnectionLost, NoWorkers, maps
-from redis_bus.async_transport import AsyncTransport
-from redis_bus.directory import UnknownMethod
-from redis_bus.protocol import Command
-from redis_bus.transport import NodeTransport
+import redis_bus.transport.async_cluster
+import redis_bus.transport.cluster
+from redis_bus import Bus, ConnectionLost, NoWorkers
+from redis_bus.calls.directory import UnknownMethod
+from redis_bus.protocol.commands import Command
+from redis_bus.transport import maps
+from redis_bus.transport.async_transport import AsyncTransport
+from redis_bus.transport.transport import NodeTransport
 from tests.cluster import split_load
 from tests.cluster.load import MAINLAND, Loaded
 from tests.cluster.split_load import SplitLoad
@@ -154,7 +155,7 @@ def test_a_call_asks_no_more_of_many_mute_servers_than_it_has_time_for(
 def test_servers_that_were_mute_are_asked_after_one_that_is_no_master(
     cluster: PartedCluster, marooned: Any, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (redis_bus.cluster, redis_bus.async_cluster):
+    for module in (redis_bus.transport.cluster, redis_bus.transport.async_cluster):
         monkeypatch.setattr(module, "ASK_SECONDS", 0.1)
     old = next(node for node in cluster.nodes if node.is_cut_off)
     others = {node.port for node in cluster.nodes} - {old.port}

@@ -1,6 +1,7 @@
 """A service in several partitions, on several nodes: the promises of one server hold there, too.
 
-The tests of `tests.test_partitions` are run on a cluster; what comes below is for a cluster alone.
+The tests of `tests.calls.test_partitions` are run on a cluster; what comes below is for a cluster
+alone.
 """
 
 from __future__ import annotations
@@ -14,16 +15,12 @@ from typing import Any
 
 import pytest
 
-from redis_bus.async_cluster import AsyncRouted
-from redis_bus.slots import slot_of
-from redis_bus.transport import NodeTransport
-from tests import async_support, test_partitions
-from tests.cluster.support import away_from
-from tests.cluster.test_layout import shown
-from tests.cluster_servers import Cluster
-from tests.support import eventually
-from tests.test_concurrency import serving
-from tests.test_partitions import (  # noqa: F401 - they are run here, with the fixtures below
+from redis_bus.protocol.slots import slot_of
+from redis_bus.transport.async_cluster import AsyncRouted
+from redis_bus.transport.transport import NodeTransport
+from tests import async_support
+from tests.calls import test_partitions
+from tests.calls.test_partitions import (  # noqa: F401 - they are run here, with the fixtures below
     NAME,
     Make,
     N,
@@ -55,6 +52,11 @@ from tests.test_partitions import (  # noqa: F401 - they are run here, with the 
     test_what_a_lost_worker_held_in_any_partition_runs_again,
     test_what_a_publisher_left_half_way_its_callers_finish,
 )
+from tests.cluster.support import away_from
+from tests.cluster.test_layout import shown
+from tests.cluster_servers import Cluster
+from tests.support import eventually
+from tests.worker.test_concurrency import serving
 
 make = test_partitions.make
 

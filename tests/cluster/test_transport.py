@@ -9,9 +9,9 @@ import time
 import pytest
 
 from redis_bus import Bus, ConnectionLost, as_completed
-from redis_bus.failures import NotNow
-from redis_bus.protocol import methods_key
-from redis_bus.slots import slot_of
+from redis_bus.calls.failures import NotNow
+from redis_bus.protocol.commands import methods_key
+from redis_bus.protocol.slots import slot_of
 from tests.cluster.support import (
     Servers,
     Service,

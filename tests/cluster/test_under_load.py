@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from redis_bus.protocol import Service as Keys
-from redis_bus.protocol import methods_key
-from redis_bus.slots import slot_of
+from redis_bus.protocol.commands import Service as Keys
+from redis_bus.protocol.commands import methods_key
+from redis_bus.protocol.slots import slot_of
 from tests.cluster.load import Load, Loaded
 from tests.cluster.support import Servers, away_from, blocked
 from tests.cluster_servers import Cluster

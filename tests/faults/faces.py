@@ -9,8 +9,8 @@ import threading
 from typing import Any
 
 from redis_bus import AsyncBus
-from redis_bus.async_dead_letters import AsyncDeadLetter
-from redis_bus.async_method import AsyncMethod, AsyncRun
+from redis_bus.client.async_dead_letters import AsyncDeadLetter
+from redis_bus.client.async_method import AsyncMethod, AsyncRun
 
 BLOCKING = "Bus"
 ASYNCIO = "AsyncBus"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from redis_bus import BusError, CallTimeout, NoWorkers, QueueFull, SerializationError
-from redis_bus.codec import MAX_BYTES, MAX_DEPTH
+from redis_bus.protocol.codec import MAX_BYTES, MAX_DEPTH
 from tests.faults.faces import ASYNCIO, BLOCKING
 from tests.faults.place import BOTH, FACES, Place
 from tests.faults.services import (

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-import redis_bus.heart
+import redis_bus.worker.heart
 from redis_bus import Bus, WorkerLost
 from redis_bus.embedded import EmbeddedRedis
 from tests.faults.cutting_proxy import CuttingProxy, Way
@@ -15,7 +15,7 @@ from tests.faults.place import FACES, Place
 from tests.faults.services import HELD, begun, ended, let_go, together
 from tests.faults.test_lost_workers import NOTICED_SECONDS, TIMEOUT_SECONDS, has_claims, kill
 from tests.support import eventually, find_servers
-from tests.test_concurrency import running, serving
+from tests.worker.test_concurrency import running, serving
 
 MANY = 4
 HELD_ASYNC = """
@@ -82,7 +82,7 @@ def test_a_job_on_its_way_to_a_slot_that_is_cut_off_is_run_by_another_at_once(
     kind: str, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others wait meanwhile: it is found out at once that it is on its way to none of them."""
-    monkeypatch.setattr(redis_bus.heart, "BEAT_SECONDS", TIMEOUT_SECONDS)
+    monkeypatch.setattr(redis_bus.worker.heart, "BEAT_SECONDS", TIMEOUT_SECONDS)
     ran: Counter[int] = Counter()
     with (
         EmbeddedRedis(find_servers()[kind], port=0) as server,

@@ -27,8 +27,8 @@ from redis_bus import (
     ProtocolError,
     SerializationError,
 )
-from redis_bus.directory import UnknownMethod
-from redis_bus.transport import READ_SECONDS
+from redis_bus.calls.directory import UnknownMethod
+from redis_bus.transport.transport import READ_SECONDS
 from tests.faults.place import BOTH, FACES, SLOTS, Place
 
 CODE = """

@@ -1,6 +1,7 @@
 """Named steps of a call's life, each one script on a real Redis, so that a test reads as a story.
 
-Keys and arguments are those of `redis_bus.protocol`; replies are what Redis sent, as bytes.
+Keys and arguments are those of `redis_bus.protocol.commands`; replies are what Redis sent, as
+bytes.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ from typing import Any
 
 import redis
 
-from redis_bus import scripts
-from redis_bus.entries import Job, Mode, parse_job
-from redis_bus.protocol import (
+from redis_bus.protocol import scripts
+from redis_bus.protocol.commands import (
     FLIGHT_CAP_MS,
     GAP_MS,
     HOLD_MS,
@@ -28,6 +28,7 @@ from redis_bus.protocol import (
     Service,
     evalsha,
 )
+from redis_bus.protocol.entries import Job, Mode, parse_job
 from tests.support import PATIENCE_SECONDS, eventually
 
 ETAG = "etag-of-the-test"

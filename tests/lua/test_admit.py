@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from redis_bus.entries import Job, Mode
-from redis_bus.protocol import HOLD_MS, LEASE_MS, MOVED_TAG, needs_admission
+from redis_bus.protocol.commands import HOLD_MS, LEASE_MS, MOVED_TAG, needs_admission
+from redis_bus.protocol.entries import Job, Mode
 from tests.lua.driver import (
     FOREIGN,
     KEEP_MS,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from redis_bus.protocol import HOLD_MS, LEASE_MS
+from redis_bus.protocol.commands import HOLD_MS, LEASE_MS
 from tests.lua.driver import FOREIGN, VALUE, Driver, within
 
 

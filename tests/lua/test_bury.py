@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from redis_bus.entries import parse_letter
+from redis_bus.protocol.entries import parse_letter
 from tests.lua.driver import FOREIGN, Driver
 from tests.lua.test_take import BROKEN
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import redis
 
-from redis_bus.entries import Mode, parse_job
-from redis_bus.protocol import FLIGHT_CAP_MS, LEASE_MS
+from redis_bus.protocol.commands import FLIGHT_CAP_MS, LEASE_MS
+from redis_bus.protocol.entries import Mode, parse_job
 from tests.lua.driver import (
     BUDGET_MS,
     ERROR,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from redis_bus.entries import Mode
+from redis_bus.protocol.entries import Mode
 from tests.lua.driver import CANCELLED, FOREIGN, KEEP_MS, VALUE, Driver, Waiter, within
 from tests.support import eventually
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import redis
 
-from redis_bus.entries import Job, Mode
-from redis_bus.protocol import ALONE_MS, LEASE_MS, pack
+from redis_bus.protocol.commands import ALONE_MS, LEASE_MS, pack
+from redis_bus.protocol.entries import Job, Mode
 from tests.lua.driver import (
     ERROR,
     ETAG,

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis
 
-from redis_bus.entries import Job, Mode
-from redis_bus.protocol import LISTEN_MS, MOVED_TAG
+from redis_bus.protocol.commands import LISTEN_MS, MOVED_TAG
+from redis_bus.protocol.entries import Job, Mode
 from tests.lua.driver import CANCELLED, INBOX, LOST, VALUE, Driver, Listener, within
 
 OTHER_INBOX = "rb:inbox:of-another"

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import redis
 
-from redis_bus.entries import Mode
-from redis_bus.protocol import FLIGHT_CAP_MS, LEASE_MS
+from redis_bus.protocol.commands import FLIGHT_CAP_MS, LEASE_MS
+from redis_bus.protocol.entries import Mode
 from tests.lua.driver import FOREIGN, Driver, within
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from redis_bus.entries import MAX_ATTEMPTS, Mode, parse_job, parse_letter, retried
+from redis_bus.protocol.entries import MAX_ATTEMPTS, Mode, parse_job, parse_letter, retried
 from tests.lua.driver import FOREIGN, LOST, VALUE, Driver
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from redis_bus import scripts
-from redis_bus.entries import Mode
+from redis_bus.protocol import scripts
+from redis_bus.protocol.entries import Mode
 from tests.lua.driver import INBOX, OTHER_SHAPE, Driver
 from tests.support import ROOT
 

@@ -10,10 +10,10 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from redis_bus import Bus
+from redis_bus.calls.partitions import announce
 from redis_bus.embedded import EmbeddedRedis
-from redis_bus.partitions import announce
-from redis_bus.protocol import Command
-from redis_bus.target import Target
+from redis_bus.protocol.commands import Command
+from redis_bus.protocol.target import Target
 from tests.lua.driver import ETAG, FOREIGN, OTHER_ETAG, OTHER_SHAPE, SHAPE, Driver
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from redis_bus.protocol import GAP_MS, LEASE_MS
+from redis_bus.protocol.commands import GAP_MS, LEASE_MS
 from tests.lua.driver import FOREIGN, Driver, within
 
 

@@ -5,9 +5,9 @@ import hypothesis.strategies as st
 import pytest
 import redis
 
-from redis_bus.entries import Mode, parse_job
 from redis_bus.errors import ProtocolError
-from redis_bus.protocol import LEASE_MS, MOST_TAKEN, Claim
+from redis_bus.protocol.commands import LEASE_MS, MOST_TAKEN, Claim
+from redis_bus.protocol.entries import Mode, parse_job
 from tests.lua.driver import ETAG, FOREIGN, Driver
 
 HEAD = f"job 1 1 0 1 {ETAG} run 1"

@@ -13,7 +13,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from redis_bus.entries import Job, Mode, parse_job
+from redis_bus.protocol.entries import Job, Mode, parse_job
 from tests.lua.driver import Driver
 
 METHODS = "abc"

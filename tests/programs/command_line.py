@@ -15,8 +15,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from redis_bus.cli import entry
+
 # Imported for the forks, which find them here.
-from redis_bus import cli, cli_serving, entry, supervisor  # noqa: F401
+from redis_bus.cli import group as cli  # noqa: F401
+from redis_bus.cli import serving as cli_serving  # noqa: F401
+from redis_bus.supervisor import supervisor  # noqa: F401
 
 LONGEST_ORDER = 1024 * 1024
 

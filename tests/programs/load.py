@@ -12,7 +12,7 @@ import time
 import redis
 
 from redis_bus import Bus
-from redis_bus.slots import slot_of
+from redis_bus.protocol.slots import slot_of
 from tests.parted_cluster import from_island
 from tests.programs import race
 

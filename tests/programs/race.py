@@ -1,4 +1,4 @@
-"""One process of the race in tests/test_clear_race.py: a worker, a caller or a clearer.
+"""One process of the race in tests/calls/test_clear_race.py: a worker, a caller or a clearer.
 
 The value of a key is a counter in Redis. A clearer advances it, and then clears. Whoever calls
 or clears notes it with the server's time, in microseconds: taken before a call or a clear starts,

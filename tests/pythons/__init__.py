@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from redis_bus.servers import SERVERS
+from redis_bus.transport.servers import SERVERS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
@@ -19,7 +19,7 @@ PYTHONS = "TEST_PYTHONS"
 BRINGS = {"3.14": "python-3.14"}
 README_LINE = re.compile(r"^ *\$ (python3 -m venv .*)$", re.MULTILINE)
 # What the second line runs where it is not to run everything: what differs between Pythons.
-BRIEF = ("annotations", "calls", "demo", "fork", "signature")
+BRIEF = ("protocol/test_annotations", "protocol/test_signature", "client/test_fork", "cli/test_demo")
 LOOK_SECONDS = 30.0
 
 

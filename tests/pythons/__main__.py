@@ -71,7 +71,7 @@ def run(versions: tuple[str, ...], full: str, jobs: int, folder: Path) -> int:
         except NoSuchPython as error:
             missing.append(str(error))
     path = path_without_servers(folder, os.environ["PATH"])
-    selection = " ".join(f"tests/test_{name}.py" for name in BRIEF)
+    selection = " ".join(f"tests/{name}.py" for name in BRIEF)
     for number, line in enumerate(readme_lines(), 1):
         print(f"line {number}: {line}")
     print(f"line 2 runs {selection}" + (f"; on {full} all tests" if full else ""), flush=True)

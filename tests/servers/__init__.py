@@ -22,14 +22,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from redis_bus.servers import SERVERS, bundled_server
+from redis_bus.transport.servers import SERVERS, bundled_server
 
 # Whole files and folders that are brief: what is the servers' own doing shows in these.
 BRIEF = (
     "tests/lua/",
-    "tests/test_calls.py",
+    "tests/calls/test_calls.py",
     "tests/test_cache.py",
-    "tests/test_access.py",
+    "tests/transport/test_access.py",
 )
 SECONDS = 10.0
 ABOUT = re.compile(r"(Redis|Valkey) server v=(\d+)\.(\d+)\.(\d+)")

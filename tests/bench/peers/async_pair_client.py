@@ -9,7 +9,7 @@ import redis.asyncio
 from common import AsyncCall, serve_async
 from side_by_side import BUS, REQUEST
 
-from redis_bus.bench_names import PAIR, reply_list
+from redis_bus.bench.names import PAIR, reply_list
 
 numbers = itertools.count()
 

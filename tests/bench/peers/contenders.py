@@ -65,7 +65,7 @@ CACHED, ASYNC_CACHED = "redis_bus, Bus, cached", "redis_bus, AsyncBus, cached"
 NATS, PYRO5 = "nats-py", "Pyro5"
 
 BUS_WORKER, ASYNC_BUS_WORKER = ("bus_worker.py",), ("async_bus_worker.py",)
-RAW_WORKER, PAIR_WORKER = (("-m", "redis_bus.bench_bare", kind) for kind in ("floor", "pair"))
+RAW_WORKER, PAIR_WORKER = (("-m", "redis_bus.bench.bare", kind) for kind in ("floor", "pair"))
 OURS = ("redis_bus",)
 CELERY = ("-m", "celery", "-A", "celery_worker", "worker", "--pool", "solo", "--loglevel", "ERROR")
 QUIET_CELERY = ("--without-gossip", "--without-mingle", "--without-heartbeat")

@@ -22,7 +22,7 @@ from typing import TypeVar
 from contenders import Contender
 from side_by_side import BUS
 
-from redis_bus.bench_names import NAME_VARIABLE
+from redis_bus.bench.names import NAME_VARIABLE
 from redis_bus.embedded import EmbeddedRedis, die_with_parent
 
 HERE = Path(__file__).resolve().parent

@@ -7,8 +7,8 @@ import redis
 from common import Call, serve
 from side_by_side import BUS
 
-from redis_bus.bench_bare import pair
-from redis_bus.bench_names import PAIR, reply_list, request_list
+from redis_bus.bench.bare import pair
+from redis_bus.bench.names import PAIR, reply_list, request_list
 
 numbers = itertools.count()
 

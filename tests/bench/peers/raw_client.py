@@ -5,8 +5,8 @@ import itertools
 from common import Call, serve
 from side_by_side import BUS
 
-from redis_bus.bench_bare import Wire, endpoint_of, floor
-from redis_bus.bench_names import FLOOR, reply_list, request_list
+from redis_bus.bench.bare import Wire, endpoint_of, floor
+from redis_bus.bench.names import FLOOR, reply_list, request_list
 
 numbers = itertools.count()
 

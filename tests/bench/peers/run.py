@@ -22,7 +22,7 @@ from contenders import CONTENDERS, INSTALLED, Contender, project
 from crew import Crew, FailedError, find_nats_server, python
 from figures import Entry, Results
 
-from redis_bus.servers import find_server
+from redis_bus.transport.servers import find_server
 
 Entries = dict[Contender, Entry]
 

@@ -1,0 +1,1 @@
+"""What ``redis-bus bench`` measures, and with what."""

@@ -1,0 +1,1 @@
+"""The steps of a call's life, as generators; no I/O."""

@@ -1,0 +1,1 @@
+"""The caller's side of both faces: drives steps over a transport."""

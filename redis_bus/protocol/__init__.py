@@ -1,0 +1,1 @@
+"""What goes over the wire and what it means; no I/O."""

@@ -1,0 +1,1 @@
+"""Connections: to one server or many, blocking or on an event loop."""
