@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -10,6 +11,7 @@ import textwrap
 from fractions import Fraction
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -303,3 +305,57 @@ def test_an_int_of_any_size_can_be_given_and_shown_on_the_command_line(
             assert bus.keyed.clear_cache(large)
             listed = processes.run("redis-bus", "ls", "large", "echo")
             assert f"(value, more={large:#x})" in listed.stdout
+
+
+def test_what_a_class_keeps_out_of_its_repr_is_not_published() -> None:
+    @dataclasses.dataclass
+    class Login:
+        user: str
+        password: str = dataclasses.field(repr=False)
+
+    @dataclasses.dataclass
+    class Masked:
+        password: str
+
+        def __repr__(self) -> str:
+            return f"Masked({'*' * len(self.password)})"
+
+    @dataclasses.dataclass(repr=False)
+    class Silent:
+        password: str
+
+    class Pair(NamedTuple):
+        user: str
+        password: str
+
+        def __repr__(self) -> str:
+            return f"Pair({self.user})"
+
+    secrets = [Login("a", "hunter2"), Masked("hunter2"), Silent("hunter2"), Pair("a", "hunter2")]
+    texts = [value_text(secret) for secret in secrets]
+    assert texts[0].endswith("Login(user='a')")
+    assert not [text for text in texts if "hunter2" in text]
+
+
+def test_a_value_that_is_within_itself_or_has_very_many_parts_has_a_short_text() -> None:
+    twice: list[object] = []
+    twice += [twice, twice]
+    assert value_text(twice) == "[..., ...]"
+    wide: object = []
+    for _ in range(40):
+        wide = [wide, wide]
+    assert value_text(wide) == "<list>"
+    assert value_text({"a": twice, "b": {1: twice}}) == "{'a': [..., ...], 'b': {1: [..., ...]}}"
+
+
+def test_a_repr_counts_as_constant_only_where_it_does_nothing_else() -> None:
+    class Ordered:
+        def __repr__(self) -> str:
+            return f"{ {'a', 'b', 'c'} }"
+
+    class Nested:
+        def __repr__(self) -> str:
+            return f"{(lambda: 1)}"
+
+    assert value_text(Ordered()).endswith("Ordered>")
+    assert value_text(Nested()).endswith("Nested>")
