@@ -951,8 +951,12 @@ def test_a_job_calls_on_with_what_is_left_of_its_own_time(bus: Bus, url: str) ->
             assert await result.get() == "no timeout"
             gate.go.clear()
             started = time.monotonic()
-            with pytest.raises(CallTimeout):
-                await far.outer.options(timeout=0.5)()
+            try:
+                said = await far.outer.options(timeout=0.5)()
+            except CallTimeout as error:
+                said = str(error)
+            # Both calls end at one moment, and the inner one may be told in time.
+            assert "no reply in" in said
             await until(lambda: bus.stats()["outer"]["latency"] and len(gate.seen) == 2)
             assert time.monotonic() - started < 5
             gate.go.set()

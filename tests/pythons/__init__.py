@@ -19,7 +19,12 @@ PYTHONS = "TEST_PYTHONS"
 BRINGS = {"3.14": "python-3.14"}
 README_LINE = re.compile(r"^ *\$ (python3 -m venv .*)$", re.MULTILINE)
 # What the second line runs where it is not to run everything: what differs between Pythons.
-BRIEF = ("protocol/test_annotations", "protocol/test_signature", "client/test_fork", "cli/test_demo")
+BRIEF = (
+    "protocol/test_annotations",
+    "protocol/test_signature",
+    "client/test_fork",
+    "cli/test_demo",
+)
 LOOK_SECONDS = 30.0
 
 
